@@ -1,0 +1,119 @@
+"""The set of semantic classes: names, stuff or thing, colours, and the translation of public ids to indices.
+
+Inside the library a class is its *index*: 0 is always "unlabeled" (nothing is known, never a training target),
+1..C-1 are the classes. Files, topics and services carry the *id* that the label source gave the class.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+UNLABELED = 0  # index and id of "nothing is known here"
+MAX_CLASS_ID = 65535  # ids travel in 16 bits
+
+
+@dataclass(frozen=True)
+class SemanticClass:
+    """One class. `id` is the label source's number (1..65535), `is_thing` says whether it has countable instances."""
+
+    id: int
+    name: str
+    is_thing: bool
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """An ordered set of classes; `classes[0]` is always "unlabeled"."""
+
+    classes: tuple[SemanticClass, ...]
+
+    @staticmethod
+    def from_classes(classes: Iterable[SemanticClass]) -> LabelSpace:
+        """Builds a space from the classes without "unlabeled", which is put in front.
+
+        Raises:
+            ValueError: an id or a name comes twice, or an id is outside 1..65535.
+        """
+        classes = tuple(classes)
+        for what in ("id", "name"):
+            value, count = Counter(getattr(c, what) for c in classes).most_common(1)[0] if classes else (None, 0)
+            if count > 1:
+                raise ValueError(f"label space: {what} {value!r} is given to {count} classes")
+        for c in classes:
+            if not 1 <= c.id <= MAX_CLASS_ID:
+                raise ValueError(f"label space: class '{c.name}' has id {c.id}, expected 1..{MAX_CLASS_ID}")
+        return LabelSpace((SemanticClass(UNLABELED, "unlabeled", False), *classes))
+
+    @staticmethod
+    def from_json(file: Path) -> LabelSpace:
+        """Reads `classes` (id, name, isthing) of a `labels.json`.
+
+        Raises:
+            ValueError: the file cannot be read or lacks a field.
+        """
+        try:
+            entries = json.loads(Path(file).read_text())["classes"]
+            return LabelSpace.from_classes(SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries)
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file}: not a readable list of classes ({error!r})") from error
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.classes)
+
+    @cached_property
+    def ids(self) -> np.ndarray:  # [C] int32, public id of each index
+        return np.array([c.id for c in self.classes], dtype=np.int32)
+
+    @cached_property
+    def is_thing(self) -> np.ndarray:  # [C] bool; "unlabeled" is neither, and counts as stuff
+        return np.array([c.is_thing for c in self.classes])
+
+    @cached_property
+    def colors(self) -> np.ndarray:  # [C, 3] uint8 RGB; "unlabeled" is black
+        return np.array([(0, 0, 0)] + [distinct_color(i) for i in range(len(self) - 1)], dtype=np.uint8)
+
+    def index_of(self, name: str) -> int:
+        """The index of a class by name, case-insensitively.
+
+        Raises:
+            ValueError: no class has that name; the known names are listed.
+        """
+        lowered = [n.lower() for n in self.names]
+        if name.lower() not in lowered:
+            raise ValueError(f"unknown class '{name}'; known: {', '.join(self.names[1:])}")
+        return lowered.index(name.lower())
+
+    def indices_from_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Translates an array of public ids to indices (int32, same shape); ids of no class become UNLABELED."""
+        table = np.zeros(MAX_CLASS_ID + 1, dtype=np.int32)
+        table[self.ids] = np.arange(len(self))
+        ids = np.asarray(ids)
+        return np.where((ids >= 0) & (ids <= MAX_CLASS_ID), table[np.clip(ids, 0, MAX_CLASS_ID)], UNLABELED)
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The classes without "unlabeled", as JSON can hold them; `from_dict` reads it."""
+        return [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in self.classes[1:]]
+
+    @staticmethod
+    def from_dict(entries: Iterable[Mapping[str, Any]]) -> LabelSpace:
+        return LabelSpace.from_classes(SemanticClass(e["id"], e["name"], e["isthing"]) for e in entries)
+
+
+def distinct_color(k: int) -> tuple[int, int, int]:
+    """The k-th of an endless series of well-separated RGB colours (golden-ratio hues), 0..255."""
+    hue = (0.11 + k * 0.618033988749895) % 1.0
+    r, g, b = colorsys.hsv_to_rgb(hue, 0.55 + 0.4 * ((k * 7) % 3) / 2, 0.95 - 0.25 * ((k * 5) % 4) / 3)
+    return round(255 * r), round(255 * g), round(255 * b)

@@ -1,0 +1,61 @@
+"""The protocol that every rasteriser backend fulfils: project once, then render and blend through the same weights.
+
+The centre of the top-left pixel is at (0, 0), as in OpenCV and ROS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from panoptic_mapper.frame import PinholeCamera
+
+# Constants of the splatting model, shared by all backends (those of gsplat 1.5).
+NEAR_M = 0.01  # Gaussians nearer than this to the image plane are culled
+BLUR_PX2 = 0.3  # added to the diagonal of the projected covariance: a splat is never thinner than a pixel
+MIN_ALPHA = 1.0 / 255.0  # contributions below this are skipped
+MAX_ALPHA = 0.999
+MIN_TRANSMITTANCE = 1e-4  # a pixel is finished when less light than this would pass
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Images of the map. Gradients flow to every input of `project` and to the colours."""
+
+    color: Tensor  # [H, W, D] sum of weights times colours; background 0
+    depth: Tensor  # [H, W] m, expected depth: sum of weights times centre depth / alpha; 0 where alpha is 0
+    alpha: Tensor  # [H, W] in 0..1, sum of the weights
+
+
+class ProjectedView(Protocol):
+    """A map seen by one camera: what is visible, projected, and sorted along the rays."""
+
+    visible: Tensor  # [V] int64, ascending: rows of the Gaussians whose footprint meets the image
+
+    def render(self, colors: Tensor) -> Rendering:
+        """Splats `colors` [V, D] (rows as in `visible`) with depth and alpha, differentiable in geometry too."""
+        ...
+
+    def blend(self, values: Tensor) -> Tensor:
+        """Splats `values` [V, C] to [H, W, C] with detached weights: gradients reach the values, never the geometry."""
+        ...
+
+
+class Rasterizer(Protocol):
+    """Perspective EWA splatting of 3D Gaussians (Zwicker et al. 2001; Kerbl et al. 2023)."""
+
+    name: str
+
+    def project(
+        self,
+        means: Tensor,  # [N, 3] map frame, m
+        quats: Tensor,  # [N, 4] wxyz, need not be normalised
+        scales: Tensor,  # [N, 3] standard deviations, m
+        opacities: Tensor,  # [N] in 0..1
+        T_camera_map: Tensor,  # [4, 4] map to camera frame, same dtype and device; no gradient
+        camera: PinholeCamera,
+    ) -> ProjectedView:
+        """Projects, culls and sorts. An empty map gives an empty view that renders black."""
+        ...
