@@ -1,0 +1,214 @@
+"""The one thread that owns the map: it integrates frames, runs service tasks between them, and refines when idle."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.frame import Frame
+from panoptic_mapper.frame_queue import FrameQueue, QueuedFrame
+from panoptic_mapper.snapshot import MapStats
+from panoptic_mapper.timing import RateMeter, RollingPercentiles
+
+logger = logging.getLogger(__name__)
+
+
+class Mapper(Protocol):
+    """What the worker itself asks of a mapper; tasks may use more of it."""
+
+    def integrate(self, frame: Frame) -> Any: ...
+
+    def refine(self, num_steps: int) -> None: ...
+
+    def stats(self) -> MapStats: ...
+
+
+MapperT = TypeVar("MapperT", bound=Mapper)
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class WorkerConfig(Config):
+    """What the mapping thread does besides integrating frames."""
+
+    input_width: int = param(
+        0, "Frames wider than this are scaled down to it before mapping, px; 0 = as they come.", ge=0
+    )
+    idle_refine_steps: int = param(
+        5, "Optimisation steps at a time while no frame waits; 0 = rest. A frame waits at most for these.", ge=0
+    )
+    max_idle_refine_steps: int = param(
+        200, "Idle optimisation stops after this many steps until the next frame comes.", ge=0
+    )
+
+
+class MappingWorker(Generic[MapperT]):
+    """Owns `mapper`: after construction nobody else may touch it. Results leave through callbacks and futures.
+
+    A frame that `integrate` refuses with a ValueError is counted as "bad_frame"; any other exception is logged with
+    its traceback and counted as "error". Neither ends the thread.
+    """
+
+    def __init__(self, mapper: MapperT, frames: FrameQueue, config: WorkerConfig | None = None) -> None:
+        self.config = config or WorkerConfig()
+        self.frames = frames
+        self.on_integrated: Callable[[Frame, Any], None] = lambda frame, report: None  # in the worker's thread
+        self.latency_ms = RollingPercentiles()  # arrival at the queue to the end of integration
+        self.stamp_latency_ms = RollingPercentiles()  # exposure to the end of integration
+        self.rate = RateMeter(clock=frames.clock)
+        self.num_integrated = 0
+        self.version = 0  # grows whenever the map may have changed
+        self.last_stamp_ns = 0  # of the last integrated frame
+        self.last_error = ""
+        self.stats: MapStats = mapper.stats()  # as of the last frame or task
+        self._mapper = mapper
+        self._tasks: deque[tuple[Callable[[MapperT], Any], Future[Any]]] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._paused = False
+        self._refine_steps_left = 0
+        self._thread: threading.Thread | None = None
+        frames.on_ready = self._wake.set
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="mapping", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Finishes the frame or task in hand, cancels the tasks that wait, and ends the thread.
+
+        Raises:
+            TimeoutError: the thread was still busy after `timeout_s`.
+        """
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the mapping thread was still busy after {timeout_s} s")
+        while self._tasks:
+            self._tasks.popleft()[1].cancel()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def is_paused(self) -> bool:
+        return self._paused
+
+    def pause(self) -> None:
+        """Stops integrating; frames that arrive are dropped and counted, tasks go on."""
+        self._paused = True
+        self.frames.set_paused(True)
+
+    def resume(self) -> None:
+        self._paused = False
+        self.frames.set_paused(False)
+        self._wake.set()
+
+    def submit(self, task: Callable[[MapperT], ResultT]) -> Future[ResultT]:
+        """Runs `task(mapper)` between two frames; an exception goes to the future, which can be cancelled before.
+
+        Raises:
+            RuntimeError: the worker has been stopped.
+        """
+        if self._stopping:
+            raise RuntimeError("the mapping thread has been stopped")
+        future: Future[ResultT] = Future()
+        self._tasks.append((task, future))
+        self._wake.set()
+        return future
+
+    def reset_counters(self) -> None:
+        """Forgets frames, latencies and errors so far; call it from a task that empties the map."""
+        self.num_integrated = 0
+        self.last_stamp_ns = 0
+        self.last_error = ""
+        self.latency_ms.clear()
+        self.stamp_latency_ms.clear()
+
+    def step(self) -> bool:
+        """Does the next piece of work, a task before a frame before idle refinement; False where there is none."""
+        if self._tasks:
+            self._run_task(*self._tasks.popleft())
+            return True
+        if self._paused:
+            return False
+        queued = self.frames.pop()
+        if queued is not None:
+            self._integrate(queued)
+            return True
+        return self._refine()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            try:
+                is_busy = self.step()
+            except Exception:
+                self._note_error("the mapping thread failed between frames")
+                is_busy = True
+            if not is_busy:
+                self._wake.wait()
+
+    def _run_task(self, task: Callable[[MapperT], Any], future: Future[Any]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            result = task(self._mapper)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            self.stats = self._mapper.stats()
+            future.set_result(result)
+
+    def _integrate(self, queued: QueuedFrame) -> None:
+        frame = queued.frame
+        if 0 < self.config.input_width < frame.camera.width:
+            height = max(1, round(frame.camera.height * self.config.input_width / frame.camera.width))
+            frame = frame.resized(self.config.input_width, height)
+        try:
+            report = self._mapper.integrate(frame)
+        except ValueError as error:
+            self.last_error = str(error)
+            self.frames.count("bad_frame", str(error))
+            return
+        except Exception as error:
+            self._note_error(f"integrating the frame of stamp {frame.stamp_ns} ns failed: {error}")
+            self.frames.count("error", self.last_error)
+            return
+        finally:
+            self.version += 1
+            self._refine_steps_left = self.config.max_idle_refine_steps
+        latency_s = self.frames.clock() - queued.arrival_s
+        self.latency_ms.add(1e3 * latency_s)
+        self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))
+        self.rate.tick()
+        self.last_stamp_ns = frame.stamp_ns
+        self.stats = self._mapper.stats()
+        self.num_integrated += 1
+        self.on_integrated(frame, report)
+
+    def _refine(self) -> bool:
+        num_steps = min(self.config.idle_refine_steps, self._refine_steps_left)
+        if num_steps == 0:
+            return False
+        self._refine_steps_left -= num_steps
+        try:
+            self._mapper.refine(num_steps)
+        except Exception as error:
+            self._refine_steps_left = 0  # try again after the next frame, not in a tight loop
+            self._note_error(f"refining the map failed: {error}")
+        self.version += 1
+        return True
+
+    def _note_error(self, message: str) -> None:
+        self.last_error = message
+        logger.exception(message)
