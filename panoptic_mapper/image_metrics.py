@@ -27,7 +27,7 @@ class ImageMetrics:
         """What the numbers mean, to be printed with them."""
         return {
             "psnr": "dB over all pixels of a view (an empty map is black), mean over views",
-            "ssim": "Gaussian window 11x11, sigma 1.5 px, reflected at the borders, mean over channels, pixels and views",
+            "ssim": "Gaussian window 11x11, sigma 1.5 px, reflected borders; mean over channels, pixels and views",
             "depth_l1_m": "mean |rendered - measured| over all pixels that have both",
             "depth_coverage": "percent of the pixels with measured depth that have rendered depth",
         }
