@@ -23,8 +23,6 @@ from setuptools.command.build_py import build_py
 
 NAME = "panoptic_mapper"
 ROOT = Path(__file__).resolve().parent
-# Folders of the repository that `panoptic_mapper/resources.py` finds inside the installed package.
-PACKED_FOLDERS = {"config": "config_files", "cuda": "cuda_src"}
 
 
 def is_wanted(variable: str, missing: str | None) -> bool:
@@ -73,7 +71,7 @@ class BuildPy(build_py):
         package = Path(self.build_lib) / NAME
         shutil.rmtree(package, ignore_errors=True)  # a module deleted from the sources must not live on
         super().run()
-        for source, target in PACKED_FOLDERS.items():
+        for source, target in (("config", "config_files"), ("cuda", "cuda_src")):  # as resources.py looks for them
             shutil.copytree(ROOT / source, package / target, ignore=shutil.ignore_patterns("__pycache__", ".*"))
         if WITH_INTERFACES:
             stage = build_interfaces(Path(self.get_finalized_command("build").build_temp).resolve())
