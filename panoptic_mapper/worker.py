@@ -37,9 +37,6 @@ ResultT = TypeVar("ResultT")
 class WorkerConfig(Config):
     """What the mapping thread does besides integrating frames."""
 
-    input_width: int = param(
-        0, "Frames wider than this are scaled down to it before mapping, px; 0 = as they come.", ge=0
-    )
     idle_refine_steps: int = param(
         5, "Optimisation steps at a time while no frame waits; 0 = rest. A frame waits at most for these.", ge=0
     )
@@ -171,9 +168,6 @@ class MappingWorker(Generic[MapperT]):
 
     def _integrate(self, queued: QueuedFrame) -> None:
         frame = queued.frame
-        if 0 < self.config.input_width < frame.camera.width:
-            height = max(1, round(frame.camera.height * self.config.input_width / frame.camera.width))
-            frame = frame.resized(self.config.input_width, height)
         try:
             report = self._mapper.integrate(frame)
         except ValueError as error:

@@ -21,7 +21,6 @@ class RecordingMapper:
     def __init__(self, failures: dict[int, Exception] | None = None) -> None:
         self.failures = failures or {}
         self.stamps: list[int] = []
-        self.sizes: list[tuple[int, int]] = []
         self.num_refined = 0
         self.threads: set[int] = set()
 
@@ -30,7 +29,6 @@ class RecordingMapper:
         if frame.stamp_ns in self.failures:
             raise self.failures[frame.stamp_ns]
         self.stamps.append(frame.stamp_ns)
-        self.sizes.append((frame.camera.width, frame.camera.height))
         return f"report {frame.stamp_ns}"
 
     def refine(self, num_steps):
@@ -92,17 +90,6 @@ def test_a_failing_frame_is_skipped_counted_and_the_next_one_mapped(caplog):
     assert "out of memory" in worker.last_error
     assert "Traceback" in caplog.text
     assert caplog.text.count("Traceback") == 1  # a refused frame is no failure of ours
-
-
-def test_wide_frames_are_scaled_down_and_small_ones_left():
-    mapper = RecordingMapper()
-    worker = make_worker(mapper, input_width=8)
-    worker.frames.put(observation(1))
-    run_until_idle(worker)
-    other = make_worker(mapper, input_width=100)
-    other.frames.put(observation(2))
-    run_until_idle(other)
-    assert mapper.sizes == [(8, 4), (16, 8)]
 
 
 def test_latency_counts_waiting_and_age():
