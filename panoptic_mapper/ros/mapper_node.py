@@ -1,0 +1,189 @@
+"""The ROS 2 node: topics in, a map that one thread owns, topics and services out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import rclpy
+import torch
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.node import Node
+
+from panoptic_mapper.frame_queue import FrameQueue
+from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.mapper import PanopticMapper
+from panoptic_mapper.pose_buffer import PoseBuffer, PoseSource, pose_from_quaternion
+from panoptic_mapper.ros.camera_input import CameraInput, input_qos, subscribe_label_space
+from panoptic_mapper.ros.fast_dds import use_shared_memory_profile
+from panoptic_mapper.ros.logs import route_logs
+from panoptic_mapper.ros.node_config import NodeConfig
+from panoptic_mapper.ros.parameters import read_parameters
+from panoptic_mapper.ros.pose_source import FrameTransforms, TfPoseSource, TopicPoseSource, listen_to_tf
+from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
+from panoptic_mapper.ros.services import MapServices
+from panoptic_mapper.ros.status import ThrottledWarnings, status_message
+from panoptic_mapper.segmenters import create_segmenter
+from panoptic_mapper.segmenters.topic import TopicSegmenter
+from panoptic_mapper.worker import MappingWorker
+
+NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
+RESOLVE_PERIOD_S = 0.05  # how often frames that wait for their pose are looked at when nothing arrives
+LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes and the label images of another node
+
+
+def create_mapper(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return PanopticMapper(config.mapper, create_segmenter(config.segmenter, label_space), device)
+
+
+class MapperNode(Node):
+    """Wires the parts together. Call `close` before `destroy_node`.
+
+    Raises:
+        ValueError: a parameter is unknown or wrong, or something that the parameters ask for is not installed.
+    """
+
+    def __init__(
+        self, make_mapper: Callable[[NodeConfig, LabelSpace | None], PanopticMapper] = create_mapper, **node_options
+    ):
+        super().__init__("panoptic_mapper", automatically_declare_parameters_from_overrides=True, **node_options)
+        self.config = config = read_parameters(self, NodeConfig)
+        route_logs(self.get_logger())
+        self._make_mapper = make_mapper
+        self._label_space: LabelSpace | None = None
+        self._publishing: Future[None] | None = None
+        self.worker: MappingWorker[PanopticMapper] | None = None
+        self.frames = FrameQueue(self._pose_source(), config.queue)
+        self.frames.on_drop = ThrottledWarnings(self._warn)
+        needs_labels = config.segmenter.name in LABELS_FROM_OUTSIDE
+        self._camera_input = CameraInput(self, config, self.frames, needs_labels)
+        self._map_publishers = MapPublishers(self, config.map_frame)
+        self._status_publisher = StatusPublisher(self)
+        MapServices(
+            self,
+            lambda: self.worker,
+            self._transforms,
+            config.map_frame,
+            config.service_timeout_s,
+            self._camera_input.reset_counters,
+        )
+        self._start_timer(1 / config.publish.map_rate_hz, self._publish_map)
+        self._start_timer(1 / config.publish.status_rate_hz, self._publish_status)
+        self._start_timer(RESOLVE_PERIOD_S, self.frames.resolve)
+        if not needs_labels:
+            self._start_mapping(None)
+        elif config.labels_file:
+            self._start_mapping(LabelSpace.from_json(Path(config.labels_file).expanduser()))
+        else:
+            subscribe_label_space(self, config.topics.label_space, self._start_mapping)
+            self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")
+
+    def close(self) -> None:
+        """Ends the mapping thread; the frame in hand is finished."""
+        if self.worker is not None:
+            self.worker.stop()
+
+    def _pose_source(self) -> PoseSource:
+        config = self.config
+        if config.pose_source == "tf":
+            buffer, errors = listen_to_tf(self)
+            self._transforms = FrameTransforms(config.map_frame, buffer, errors)
+            return TfPoseSource(buffer, config.map_frame, config.camera_frame, errors)
+        try:
+            self._transforms = FrameTransforms(config.map_frame, *listen_to_tf(self))
+        except ValueError:  # only requests in other frames need it, and are told then
+            self._transforms = FrameTransforms(config.map_frame, None)
+        T_body_camera = pose_from_quaternion(config.body_to_camera[:3], config.body_to_camera[3:])
+        source = TopicPoseSource(PoseBuffer(config.poses), config.map_frame, T_body_camera)
+        is_odometry = config.pose_source == "odometry"
+
+        def on_pose(message: PoseStamped | Odometry) -> None:
+            try:
+                source.add(message.header, message.pose.pose if is_odometry else message.pose)
+            except ValueError as error:
+                self.frames.count("bad_pose", str(error))
+                return
+            self.frames.resolve()
+
+        self.create_subscription(
+            Odometry if is_odometry else PoseStamped,
+            config.topics.pose,
+            on_pose,
+            input_qos(config),
+            callback_group=MutuallyExclusiveCallbackGroup(),
+        )
+        return source
+
+    def _start_mapping(self, label_space: LabelSpace | None) -> None:
+        """Makes the mapper; called once the classes are known, and again when they are announced again."""
+        if self.worker is not None:
+            if label_space != self._label_space:
+                self.get_logger().warning("another label space came; the node keeps the first until it is restarted")
+            return
+        self._label_space = label_space
+        worker = MappingWorker(self._make_mapper(self.config, label_space), self.frames, self.config.worker)
+        worker.start()
+        self.worker = worker
+        if label_space is not None:
+            self._camera_input.label_decoder = TopicSegmenter(label_space)
+        self.get_logger().info(f"mapping into frame '{self.config.map_frame}'")
+
+    def _publish_map(self) -> None:
+        worker = self.worker
+        if worker is None or not self._map_publishers.is_due(worker.version):
+            return
+        if self._publishing is not None and not self._publishing.done():
+            return
+
+        def task(mapper: PanopticMapper) -> None:
+            self._map_publishers.publish(mapper.snapshot(), worker.version)
+
+        self._publishing = worker.submit(task)
+
+    def _publish_status(self) -> None:
+        if self._status_publisher.has_subscribers():
+            lost = self._camera_input.num_unsynchronised
+            self._status_publisher.publish(status_message(self.frames, self.worker, self.config.map_frame, lost))
+
+    def _start_timer(self, period_s: float, callback: Callable[[], None]) -> None:
+        # By the steady clock: the status must go on when a bag, and with it /clock, has ended.
+        group = MutuallyExclusiveCallbackGroup()
+        self.create_timer(period_s, callback, callback_group=group, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _warn(self, message: str) -> None:
+        self.get_logger().warning(message)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the node until SIGINT or SIGTERM; returns the exit status."""
+    use_shared_memory_profile()
+    rclpy.init(args=args)
+    try:
+        node = MapperNode()
+    except ValueError as error:
+        rclpy.logging.get_logger("panoptic_mapper").fatal(str(error))
+        rclpy.try_shutdown()
+        return 1
+    executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

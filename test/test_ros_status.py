@@ -1,0 +1,102 @@
+"""The status message, throttled warnings, and our log records in the node's log."""
+
+import logging
+
+import numpy as np
+import pytest
+
+pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
+from fake_mapper import FakeMapper
+
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.frame_queue import FrameQueue, Observation
+from panoptic_mapper.pose_buffer import PoseBuffer
+from panoptic_mapper.ros.conversions import stamp_from_message
+from panoptic_mapper.ros.logs import route_logs
+from panoptic_mapper.ros.status import ThrottledWarnings, status_message
+from panoptic_mapper.worker import MappingWorker
+
+pytestmark = pytest.mark.ros
+CAMERA = PinholeCamera(4.0, 4.0, 1.5, 1.5, 4, 4)
+
+
+def put(frames: FrameQueue, stamp_ns: int) -> None:
+    frames.put(Observation(stamp_ns, "camera", np.zeros((4, 4, 3), np.uint8), np.ones((4, 4), np.float32), CAMERA))
+
+
+def test_status_counts_what_came_and_what_became_of_it():
+    poses = PoseBuffer()
+    frames = FrameQueue(poses)
+    worker = MappingWorker(FakeMapper(), frames)
+    poses.add(10, np.eye(4))
+    put(frames, 10)
+    assert worker.step()
+    put(frames, 20)
+    frames.reject("bad_image", "")
+    frames.reject("bad_image", "")
+    worker.start()
+    try:
+        message = status_message(frames, worker, "map", num_unsynchronised=3)
+        worker.pause()
+        paused = status_message(frames, worker, "map", 0)
+    finally:
+        worker.stop()
+    assert (message.state, paused.state) == ("mapping", "paused")
+    assert status_message(frames, worker, "map", 0).state == "failed"
+    assert (message.frames_received, message.frames_integrated, message.queue_size) == (7, 1, 1)
+    drops = dict(zip(message.drop_reasons, message.drop_counts, strict=True))
+    assert drops == {"bad_image": 2, "unsynchronised": 3}
+    # Nothing gets lost without a trace.
+    assert message.frames_received == message.frames_integrated + message.queue_size + sum(drops.values())
+    assert (stamp_from_message(message.header.stamp), message.header.frame_id) == (10, "map")
+    assert (message.num_objects, message.num_gaussians, message.map_bytes) == (2, 2, 100)
+    assert dict(zip(message.loss_names, message.loss_values, strict=True)) == {"rgb": 0.5}
+    assert message.latency_p50_ms > 0
+    assert message.rss_bytes > 10**6
+
+
+def test_status_before_the_mapper_is_up():
+    message = status_message(FrameQueue(PoseBuffer()), None, "map", 0)
+    assert (message.state, message.frames_received, message.num_gaussians) == ("waiting", 0, 0)
+
+
+def test_warnings_are_throttled_by_reason_and_say_how_many_were_held_back():
+    now, lines = [0.0], []
+    warn = ThrottledWarnings(lines.append, period_s=5.0, clock=lambda: now[0])
+    for _ in range(4):
+        warn("no_pose", "first")
+    warn("bad_image", "other")
+    now[0] = 5.0
+    warn("no_pose", "second")
+    now[0] = 20.0
+    warn("no_pose", "third")
+    assert lines == [
+        "dropped, no_pose: first",
+        "dropped, bad_image: other",
+        "dropped, no_pose: second (and 3 more since the last warning)",
+        "dropped, no_pose: third",
+    ]
+
+
+def test_log_records_reach_the_node_at_their_severity():
+    class RosLogger:
+        def __init__(self):
+            self.lines = []
+
+        def __getattr__(self, severity):
+            return lambda text: self.lines.append((severity, text))
+
+    package_logger, first, second = logging.getLogger("panoptic_mapper"), RosLogger(), RosLogger()
+    before = (package_logger.handlers[:], package_logger.level)
+    try:
+        route_logs(first)
+        route_logs(second)
+        logger = logging.getLogger("panoptic_mapper.some.module")
+        logger.info("a")
+        logger.warning("b")
+        logger.error("c")
+        logger.debug("d")
+    finally:
+        package_logger.handlers, package_logger.level = before
+    assert first.lines == []
+    assert second.lines == [("info", "a"), ("warning", "b"), ("error", "c")]
