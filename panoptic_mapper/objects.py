@@ -47,7 +47,7 @@ def extract_objects(
 
 
 def upright_box(points: np.ndarray, up: np.ndarray) -> Box:
-    """The box of smallest footprint with its z axis along `up` and its x axis along the longer horizontal edge.
+    """The box of the smallest, best filled footprint: z axis along `up`, x axis along the longer horizontal edge.
 
     Args:
         points: [n, 3] with n >= 1; `TRIM_PERCENT` at each end of each axis is left out.
@@ -57,7 +57,7 @@ def upright_box(points: np.ndarray, up: np.ndarray) -> Box:
         ValueError: no points, or `up` has no direction.
     """
     points = _checked(points)
-    axes = _upright_axes(up)  # rows: two horizontal axes and up
+    axes = upright_axes(up)  # rows: two horizontal axes and up
     local = points @ axes.T
     yaw = _footprint_yaw(local[:, :2])
     R_yaw = np.array([[np.cos(yaw), np.sin(yaw), 0], [-np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
@@ -107,7 +107,7 @@ def _grouped(points: np.ndarray, ids: np.ndarray) -> Iterator[tuple[int, np.ndar
         yield instance_id, points[rows]
 
 
-def _upright_axes(up: np.ndarray) -> np.ndarray:
+def upright_axes(up: np.ndarray) -> np.ndarray:
     """A right-handed frame as rows [3, 3]: two horizontal axes, the first nearest to a map axis, and up."""
     up = np.asarray(up, np.float64)
     length = np.linalg.norm(up)
@@ -121,16 +121,20 @@ def _upright_axes(up: np.ndarray) -> np.ndarray:
 
 
 def _footprint_yaw(xy: np.ndarray) -> float:
-    """The yaw (rad, 0..pi/2) whose trimmed bounding rectangle of the points [n, 2] is smallest."""
+    """The yaw (rad, 0..pi/2) of the rectangle around the points [n, 2] that is small and has them near its edges.
+
+    Area alone cannot tell the two visible faces of a cupboard from a rectangle along their diagonal: both are equal.
+    """
     xy = xy[:: -(-len(xy) // MAX_YAW_POINTS)]
     yaws = np.deg2rad(np.arange(0, 90, YAW_STEP_DEG))
-    cos, sin = np.cos(yaws)[:, None], np.sin(yaws)[:, None]
-    x, y = xy.T
-    edges = [_trimmed_range(side.T) for side in (cos * x + sin * y, cos * y - sin * x)]  # [n, yaws] each
-    (low_x, high_x), (low_y, high_y) = edges
-    # points on a line have no area at their own yaw, whatever the other edge: grow both by the smallest edge
-    area = (high_x - low_x + MIN_EDGE_M) * (high_y - low_y + MIN_EDGE_M)
-    return float(yaws[np.argmin(area)])
+    cos, sin = np.cos(yaws), np.sin(yaws)
+    area = np.ones(len(yaws))
+    edge_distance = np.full((len(xy), len(yaws)), np.inf)
+    for side in (np.outer(xy[:, 0], cos) + np.outer(xy[:, 1], sin), np.outer(xy[:, 1], cos) - np.outer(xy[:, 0], sin)):
+        low, high = _trimmed_range(side)
+        area *= high - low + MIN_EDGE_M  # a line's rectangle has no area at any length: keep the length in
+        edge_distance = np.minimum(edge_distance, np.minimum(np.abs(side - low), np.abs(side - high)))
+    return float(yaws[np.argmin(area * (edge_distance.mean(0) + MIN_EDGE_M))])
 
 
 def _trimmed_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,16 @@ def test_upright_box_is_the_one_the_points_come_from(up: np.ndarray, yaw_deg: fl
     assert box.quaternion[0] >= 0
 
 
+def test_two_visible_faces_of_a_cupboard_give_its_own_yaw() -> None:
+    R = Rotation.from_euler("z", 25, degrees=True).as_matrix()
+    points = cuboid((0, 0, 1), (1.2, 0.6, 2.0), R)
+    local = points @ R
+    seen = points[(np.abs(local[:, 0] - 0.6) < 1e-6) | (np.abs(local[:, 1] + 0.3) < 1e-6)]
+    box = upright_box(seen, UP)
+    np.testing.assert_allclose(box.size, (1.2, 0.6, 2.0), rtol=0.04)
+    assert abs(rotation_of(box)[:, 0] @ R[:, 0]) > np.cos(np.radians(2))
+
+
 def test_the_box_holds_its_points() -> None:
     points = cuboid((0, 0, 1), (2, 1, 0.3), Rotation.from_euler("z", 33, degrees=True).as_matrix())
     box = upright_box(points, UP)
