@@ -10,6 +10,7 @@ SHELL := bash
 VENV ?= .venv
 EXTRAS ?= tiny,test,dev
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install -qq
 
 # The first interpreter that runs and is 3.11 or 3.12; a sourced ROS 2 brings its own, python3.
 USES_SOURCED_ROS := $(if $(ROS_DISTRO),$(shell python3 -c 'import rclpy' 2>/dev/null && echo yes))
@@ -52,21 +53,23 @@ $(VENV)/.python:
 	@[ -n "$(PYTHON)" ] || { echo "No Python 3.11 or 3.12 found. Install one, or say where it is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@[ -n "$(USES_SOURCED_ROS)" ] || [ "$$(uname -sm)" = "Linux x86_64" ] || \
 	  { echo "ROS 2 wheels exist for Linux x86_64 only: install ROS 2, source its setup.bash and run make again." >&2; exit 1; }
-	scripts/install_system_packages.sh "$(PYTHON)"
+	@scripts/install_system_packages.sh "$(PYTHON)"
 	"$(PYTHON)" -m venv $(if $(USES_SOURCED_ROS),--system-site-packages) $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	touch $@
+	@$(PIP_INSTALL) --upgrade pip
+	@touch $@
 
 $(VENV)/.requirements: $(VENV)/.python requirements/build.txt requirements/ros.txt requirements/constraints.txt
-	$(BIN)/python -m pip install -q -c requirements/constraints.txt -r requirements/build.txt \
+	@echo "Installing torch and $(if $(USES_SOURCED_ROS),what $(ROS_DISTRO) lacks,ROS 2); minutes, with a download, the first time"
+	@$(PIP_INSTALL) -c requirements/constraints.txt -r requirements/build.txt \
 	  $(if $(USES_SOURCED_ROS),,-r requirements/ros.txt)
-	touch $@
+	@touch $@
 
 # Without isolation: messages and kernels are built against this environment's ROS and torch.
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
-	PANOPTIC_MAPPER_INTERFACES=on PANOPTIC_MAPPER_KERNELS=$(or $(PANOPTIC_MAPPER_KERNELS),on) \
-	  $(BIN)/python -m pip install -q --no-build-isolation -c requirements/constraints.txt '.[$(EXTRAS)]'
-	touch $@
+	@echo "Building and installing panoptic_mapper into $(VENV)"
+	@PANOPTIC_MAPPER_INTERFACES=on PANOPTIC_MAPPER_KERNELS=on \
+	  $(PIP_INSTALL) --no-build-isolation -c requirements/constraints.txt '.[$(EXTRAS)]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build install log out panoptic_mapper.egg-info

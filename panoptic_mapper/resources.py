@@ -21,7 +21,7 @@ def resource_path(name: str) -> Path:
     """
     folder, _, rest = name.partition("/")
     if folder not in PACKED_FOLDERS:
-        raise ValueError(f"resource '{name}': expected a path in one of {', '.join(PACKED_FOLDERS)}/")
+        raise ValueError(f"resource '{name}': expected a path in one of {', '.join(PACKED_FOLDERS)}")
     tried = []
     for package in map(Path, panoptic_mapper.__path__):
         for path in (package.parent / folder / rest, package / PACKED_FOLDERS[folder] / rest):
