@@ -18,6 +18,8 @@ MIN_CLUSTER_SHARE = 0.1  # smaller clusters are stray; larger ones are parts tha
 TRIM_PERCENT = 1.0  # left out at each end of each axis: label noise at the object's outline
 MAX_YAW_POINTS = 1000  # points that the yaw is searched with
 YAW_STEP_DEG = 1.0
+HISTOGRAM_BIN_M = 0.02
+MAX_HISTOGRAM_BINS = 512  # per axis: larger objects get wider bins
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,30 @@ def upright_axes(up: np.ndarray) -> np.ndarray:
 
 
 def _footprint_yaw(xy: np.ndarray) -> float:
-    """The yaw (rad, 0..pi/2) of the rectangle around the points [n, 2] that is small and has them near its edges.
+    """The yaw (rad, 0..pi/2) of the rectangle around the points [n, 2]: small, and with the faces along its edges.
 
-    Area alone cannot tell the two visible faces of a cupboard from a rectangle along their diagonal: both are equal.
+    Minimises log(area) plus the entropies of the two projections, which drop when straight faces line up. Area alone
+    cannot tell the two visible faces of a cupboard from a rectangle along their diagonal: both are equal.
     """
     xy = xy[:: -(-len(xy) // MAX_YAW_POINTS)]
     yaws = np.deg2rad(np.arange(0, 90, YAW_STEP_DEG))
     cos, sin = np.cos(yaws), np.sin(yaws)
-    area = np.ones(len(yaws))
-    edge_distance = np.full((len(xy), len(yaws)), np.inf)
+    cost = np.zeros(len(yaws))
     for side in (np.outer(xy[:, 0], cos) + np.outer(xy[:, 1], sin), np.outer(xy[:, 1], cos) - np.outer(xy[:, 0], sin)):
         low, high = _trimmed_range(side)
-        area *= high - low + MIN_EDGE_M  # a line's rectangle has no area at any length: keep the length in
-        edge_distance = np.minimum(edge_distance, np.minimum(np.abs(side - low), np.abs(side - high)))
-    return float(yaws[np.argmin(area * (edge_distance.mean(0) + MIN_EDGE_M))])
+        cost += np.log(high - low + MIN_EDGE_M) + _entropies(side)
+    return float(yaws[np.argmin(cost)])
+
+
+def _entropies(values: np.ndarray) -> np.ndarray:
+    """Entropy of each column's histogram [n, m] -> [m], smoothed so that the place of the bins matters little."""
+    bin_m = max(HISTOGRAM_BIN_M, float(np.ptp(values, axis=0).max()) / MAX_HISTOGRAM_BINS)
+    bins = ((values - values.min(0)) / bin_m).astype(np.int64) + 1
+    num_bins, num_columns = int(bins.max()) + 2, values.shape[1]  # an empty bin at each end
+    flat = (bins + np.arange(num_columns) * num_bins).ravel()
+    shares = np.bincount(flat, minlength=num_columns * num_bins).reshape(num_columns, num_bins) / len(values)
+    shares = ndimage.convolve1d(shares, [0.25, 0.5, 0.25], axis=1)
+    return -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
 
 
 def _trimmed_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
