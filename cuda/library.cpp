@@ -16,7 +16,7 @@ extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapp
 
 TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
   m.def("project_gaussians(Tensor means, Tensor quats, Tensor scales, Tensor opacities, " PM_CAMERA
-        ") -> (Tensor visible, Tensor means2d, Tensor depths, Tensor conics, Tensor extents)");
+        ") -> (Tensor means2d, Tensor depths, Tensor conics, Tensor extents, Tensor visible)");
   m.def("project_gaussians_backward(Tensor means, Tensor quats, Tensor scales, " PM_CAMERA
         ", Tensor visible, Tensor v_means2d, Tensor v_depths, Tensor v_conics)"
         " -> (Tensor v_means, Tensor v_quats, Tensor v_scales)");

@@ -220,7 +220,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_gaussians(
       ++i;
     }
   });
-  return {visible, means2d, depths, conics, extents};
+  return {means2d, depths, conics, extents, visible};
 }
 
 std::tuple<Tensor, Tensor, Tensor> project_gaussians_backward(

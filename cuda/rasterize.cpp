@@ -98,10 +98,14 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
+// The best kernels that this machine runs. PANOPTIC_MAPPER_KERNELS=baseline or avx2 asks for lesser ones (for tests).
 const TileKernels& pick_kernels() {
 #ifdef PM_X86_KERNELS
+  const char* wish = std::getenv("PANOPTIC_MAPPER_KERNELS");
+  if (wish != nullptr && std::strcmp(wish, "baseline") == 0) return baseline::kKernels;
+  const bool at_most_avx2 = wish != nullptr && std::strcmp(wish, "avx2") == 0;
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+  if (!at_most_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq")) {
     return avx512::kKernels;
   }

@@ -38,9 +38,9 @@ using at::Tensor;
 // Culls and projects.
 // In: means [N, 3] m, quats [N, 4] wxyz of any length, scales [N, 3] m, opacities [N] in 0..1,
 //     T_camera_map [4, 4], intrinsics in pixels.
-// Out: visible [V] int64 ascending rows whose footprint rectangle meets the image; means2d [V, 2] px; depths [V] m;
-//      conics [V, 3] (xx, xy, yy of the inverse 2D covariance, 1/px^2); extents [V, 2] half sizes of the rectangle
-//      outside of which alpha < kMinAlpha, px (no gradient).
+// Out: means2d [V, 2] px; depths [V] m; conics [V, 3] (xx, xy, yy of the inverse 2D covariance, 1/px^2);
+//      extents [V, 2] half sizes of the rectangle outside of which alpha < kMinAlpha, px (no gradient);
+//      visible [V] int64 ascending rows whose rectangle, rounded up, meets the image.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> project_gaussians(
     const Tensor& means, const Tensor& quats, const Tensor& scales, const Tensor& opacities,
     const Tensor& T_camera_map, double fx, double fy, double cx, double cy, int64_t width, int64_t height);

@@ -52,7 +52,7 @@ def register() -> None:
 def _project_fake(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, *camera: Any) -> tuple[Tensor, ...]:
     V = torch.library.get_ctx().new_dynamic_size()
     visible = means.new_empty(V, dtype=torch.int64)
-    return visible, means.new_empty(V, 2), means.new_empty(V), means.new_empty(V, 3), means.new_empty(V, 2)
+    return means.new_empty(V, 2), means.new_empty(V), means.new_empty(V, 3), means.new_empty(V, 2), visible
 
 
 def _project_backward_fake(means: Tensor, quats: Tensor, scales: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -109,12 +109,12 @@ def _splat_geometry_backward_fake(
 
 def _project_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     means, quats, scales, _, T_camera_map, *ctx.camera = inputs
-    visible, _, _, _, extents = output
+    *_, extents, visible = output
     ctx.mark_non_differentiable(visible, extents)
     ctx.save_for_backward(means, quats, scales, T_camera_map, visible)
 
 
-def _project_backward(ctx: Any, _: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor, __: Any) -> tuple:
+def _project_backward(ctx: Any, v_means2d: Tensor, v_depths: Tensor, v_conics: Tensor, *_: Any) -> tuple:
     means, quats, scales, T_camera_map, visible = ctx.saved_tensors
     grads = torch.ops.panoptic_mapper.project_gaussians_backward(
         means,

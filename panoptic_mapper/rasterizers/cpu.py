@@ -63,7 +63,7 @@ class CpuRasterizer:
         camera: PinholeCamera,
     ) -> CpuView:
         check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cpu", dtype=torch.float32)
-        visible, means2d, depths, conics, extents = torch.ops.panoptic_mapper.project_gaussians(
+        means2d, depths, conics, extents, visible = torch.ops.panoptic_mapper.project_gaussians(
             means.contiguous(),
             quats.contiguous(),
             scales.contiguous(),

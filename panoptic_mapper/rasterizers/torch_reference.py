@@ -1,4 +1,4 @@
-"""The rasteriser in plain torch: dense over pixels and Gaussians, any floating dtype, gradients by autograd.
+"""The rasteriser in plain torch, a block of pixels at a time: any floating dtype, gradients by autograd.
 
 It is the oracle of the compiled backends, so it follows the equations and nothing else. Zwicker et al. 2001, "EWA
 volume splatting" (projection); Kerbl et al. 2023, "3D Gaussian splatting" (blending); Radl et al. 2024, "StopThePop",
@@ -18,7 +18,7 @@ from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, ex
 
 MAX_EXTENT = 3.33  # standard deviations: where a splat of opacity 1 falls below MIN_ALPHA
 FAR_M = 1e10
-CHUNK_PIXELS = 4096  # pixels weighed at once
+BLOCK = 16  # pixels: weights are dense over a square of this side and the Gaussians whose footprint meets it
 
 
 def rotation_from_quats(quats: Tensor) -> Tensor:
@@ -60,10 +60,14 @@ def projected_covariances(
     return jacobian @ covariances @ jacobian.mT + blur
 
 
-def is_visible(means2d: Tensor, covariances: Tensor, opacities: Tensor, camera: PinholeCamera) -> Tensor:
-    """Flags [N] of splats whose footprint rectangle (where alpha can reach MIN_ALPHA, rounded up) meets the image."""
+def footprint_radii(covariances: Tensor, opacities: Tensor) -> Tensor:
+    """Half sizes [N, 2] px of the rectangles outside of which alpha < MIN_ALPHA, rounded up."""
     extents = (2 * (opacities / MIN_ALPHA).clamp_min(1).log()).sqrt().clamp_max(MAX_EXTENT)
-    radii = (extents[:, None] * covariances.diagonal(dim1=1, dim2=2).sqrt()).ceil()  # [N, 2]
+    return (extents[:, None] * covariances.diagonal(dim1=1, dim2=2).sqrt()).ceil()
+
+
+def is_visible(means2d: Tensor, radii: Tensor, opacities: Tensor, camera: PinholeCamera) -> Tensor:
+    """Flags [N] of the splats whose footprint meets the image."""
     size = torch.tensor([camera.width, camera.height], dtype=means2d.dtype, device=means2d.device)
     corner = means2d + 0.5  # from the image's corner
     meets = ((corner + radii > 0) & (corner - radii < size)).all(dim=1)
@@ -79,6 +83,7 @@ class TorchView:
     depths: Tensor  # [V] m
     conics: Tensor  # [V, 2, 2] 1/px^2
     opacities: Tensor  # [V]
+    radii: Tensor  # [V, 2] px
     camera: PinholeCamera
 
     def render(self, colors: Tensor) -> Rendering:
@@ -94,21 +99,26 @@ class TorchView:
 
     def _splat(self, features: Tensor, detach: bool) -> Tensor:
         """Sum of weights times features [V, F], as [H, W, F]."""
-        height, width = self.camera.height, self.camera.width
-        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        pixels = torch.stack((x, y), dim=-1).reshape(-1, 2).to(features)
         order = self.depths.detach().argsort(stable=True)
+        low, high = (self.means2d - self.radii)[order].detach(), (self.means2d + self.radii)[order].detach()
         rows = []
-        for chunk in pixels.split(CHUNK_PIXELS):
-            weights = self._weights(chunk, order)
-            rows.append((weights.detach() if detach else weights) @ features[order])
-        return torch.cat(rows).reshape(height, width, -1)
+        for y in torch.arange(self.camera.height, device=features.device).split(BLOCK):
+            meets_row = (low[:, 1] <= y[-1]) & (high[:, 1] >= y[0])
+            blocks = []
+            for x in torch.arange(self.camera.width, device=features.device).split(BLOCK):
+                near = order[meets_row & (low[:, 0] <= x[-1]) & (high[:, 0] >= x[0])]
+                pixels = torch.cartesian_prod(y, x).flip(1).to(features)  # [P, 2] as (x, y)
+                weights = self._weights(pixels, near)
+                block = (weights.detach() if detach else weights) @ features[near]
+                blocks.append(block.reshape(len(y), len(x), -1))
+            rows.append(torch.cat(blocks, dim=1))
+        return torch.cat(rows)
 
-    def _weights(self, pixels: Tensor, order: Tensor) -> Tensor:
-        """Weights alpha_i * prod_{j<i} (1 - alpha_j) [pixels, V] of the Gaussians from front to back."""
-        offset = pixels[:, None] - self.means2d[order]  # [P, V, 2]
-        sigma = 0.5 * torch.einsum("pvi,vij,pvj->pv", offset, self.conics[order], offset)
-        alpha = (self.opacities[order] * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
+    def _weights(self, pixels: Tensor, rows: Tensor) -> Tensor:
+        """Weights alpha_i * prod_{j<i} (1 - alpha_j) [P, R] of the Gaussians `rows` [R], ordered front to back."""
+        offset = pixels[:, None] - self.means2d[rows]  # [P, R, 2]
+        sigma = 0.5 * torch.einsum("pri,rij,prj->pr", offset, self.conics[rows], offset)
+        alpha = (self.opacities[rows] * torch.exp(-sigma)).clamp_max(MAX_ALPHA)
         alpha = torch.where((sigma >= 0) & (alpha >= MIN_ALPHA), alpha, 0)
         after = (1 - alpha).cumprod(dim=1)  # transmittance behind each Gaussian
         before = torch.cat((torch.ones_like(after[:, :1]), after[:, :-1]), dim=1)
@@ -118,7 +128,7 @@ class TorchView:
 
 
 class TorchRasterizer:
-    """Plain torch on any device. Memory and time follow pixels x Gaussians: for tests and small scenes."""
+    """Plain torch on any device: for tests and small scenes."""
 
     name = "torch"
 
@@ -143,10 +153,11 @@ class TorchRasterizer:
         focal, center = points.new_tensor([camera.fx, camera.fy]), points.new_tensor([camera.cx, camera.cy])
         means2d = focal * points[:, :2] / points[:, 2:] + center
         with torch.no_grad():
-            seen = is_visible(means2d, covariances, opacities[near], camera).nonzero()[:, 0]
+            radii = footprint_radii(covariances, opacities[near])
+            seen = is_visible(means2d, radii, opacities[near], camera).nonzero()[:, 0]
         visible = near[seen]
         conics = inverse_2x2(covariances[seen])
-        return TorchView(visible, means2d[seen], points[seen, 2], conics, opacities[visible], camera)
+        return TorchView(visible, means2d[seen], points[seen, 2], conics, opacities[visible], radii[seen], camera)
 
 
 def inverse_2x2(matrices: Tensor) -> Tensor:

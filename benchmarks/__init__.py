@@ -1,0 +1,1 @@
+"""Benchmarks; each module prints its figures with `python -m benchmarks.NAME`."""

@@ -1,0 +1,133 @@
+"""The CUDA rasteriser: a thin adapter on gsplat 1.5's low-level functions (Ye et al. 2025)."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering
+from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
+
+TILE = 16  # pixels
+# More channels are splatted in parts, as gsplat's own `rasterization` does: the shared memory of its backward kernel
+# follows them. Within a part, `rasterize_to_pixels` pads to a number that it has a kernel for.
+MAX_CHANNELS = 32
+
+
+@dataclass
+class GsplatView:
+    """A projected view; its tile lists are shared by all its images."""
+
+    gsplat: ModuleType
+    visible: Tensor  # [V] int64, ascending
+    means2d: Tensor  # [V, 2] px, gsplat's: the top-left pixel's centre is at (0.5, 0.5)
+    depths: Tensor  # [V] m
+    conics: Tensor  # [V, 3] 1/px^2
+    opacities: Tensor  # [V]
+    tile_offsets: Tensor  # [1, tiles_y, tiles_x] int32
+    isect_gaussians: Tensor  # [M] int32
+    camera: PinholeCamera
+
+    def render(self, colors: Tensor) -> Rendering:
+        check_values("colors", colors, self.depths, self.visible.shape[0])
+        features = torch.cat((colors, self.depths[:, None]), dim=1)
+        image, alpha = self._splat(features, self.means2d, self.conics, self.opacities)
+        color, depth = image.split((colors.shape[1], 1), dim=2)
+        return Rendering(color, expected_depth(depth[..., 0], alpha, MIN_ALPHA), alpha)
+
+    def blend(self, values: Tensor) -> Tensor:
+        check_values("values", values, self.depths, self.visible.shape[0])
+        geometry = (self.means2d.detach(), self.conics.detach(), self.opacities.detach())
+        return self._splat(values, *geometry)[0]
+
+    def _splat(self, features: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
+        """Image [H, W, F] and alpha [H, W]."""
+        height, width = self.camera.height, self.camera.width
+        if self.isect_gaussians.shape[0] == 0 or features.shape[1] == 0:
+            # gsplat has no path for nothing to draw. Sums over no rows are 0 and keep the images in the graph, so
+            # that backward runs.
+            image, alpha = features[:0].sum(dim=0), opacities[:0].sum()
+            return image.expand(height, width, -1), alpha.expand(height, width)
+        parts = [
+            self.gsplat.rasterize_to_pixels(
+                means2d,
+                conics,
+                part,
+                opacities,
+                width,
+                height,
+                TILE,
+                self.tile_offsets,
+                self.isect_gaussians,
+                packed=True,
+            )
+            for part in features.split(MAX_CHANNELS, dim=1)
+        ]
+        return torch.cat([image[0] for image, _ in parts], dim=2), parts[0][1][0, ..., 0]
+
+
+class GsplatRasterizer:
+    """gsplat on a CUDA device. Its backward sums with atomics: gradients differ in their last bits from run to run.
+
+    Raises:
+        ModuleNotFoundError: gsplat is not installed.
+    """
+
+    name = "gsplat"
+
+    def __init__(self) -> None:
+        self._gsplat = importlib.import_module("gsplat")
+
+    def project(
+        self,
+        means: Tensor,  # [N, 3] float32 on a CUDA device
+        quats: Tensor,  # [N, 4]
+        scales: Tensor,  # [N, 3]
+        opacities: Tensor,  # [N]
+        T_camera_map: Tensor,  # [4, 4]
+        camera: PinholeCamera,
+    ) -> GsplatView:
+        check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
+        # gsplat's pixel centres are at + 0.5.
+        intrinsics = [[camera.fx, 0.0, camera.cx + 0.5], [0.0, camera.fy, camera.cy + 0.5], [0.0, 0.0, 1.0]]
+        if means.shape[0] == 0:  # gsplat divides by the number of Gaussians
+            rows = torch.zeros(0, dtype=torch.int64, device=means.device)
+            return GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
+        _, _, visible, radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
+            means,
+            None,
+            quats,
+            scales,
+            T_camera_map.detach()[None],
+            means.new_tensor(intrinsics)[None],
+            camera.width,
+            camera.height,
+            eps2d=BLUR_PX2,
+            near_plane=NEAR_M,
+            packed=True,
+            opacities=opacities.detach(),  # bounds the footprint; no gradient
+        )
+        tiles_x, tiles_y = math.ceil(camera.width / TILE), math.ceil(camera.height / TILE)
+        with torch.no_grad():
+            _, isect_ids, isect_gaussians = self._gsplat.isect_tiles(
+                means2d,
+                radii,
+                depths,
+                TILE,
+                tiles_x,
+                tiles_y,
+                packed=True,
+                n_images=1,
+                image_ids=torch.zeros_like(visible),
+                gaussian_ids=visible,
+            )
+            tile_offsets = self._gsplat.isect_offset_encode(isect_ids, 1, tiles_x, tiles_y)
+        return GsplatView(
+            self._gsplat, visible, means2d, depths, conics, opacities[visible], tile_offsets, isect_gaussians, camera
+        )
