@@ -1,0 +1,83 @@
+"""Association: which 2D mask of a keyframe shows which object of the map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+
+MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging
+
+
+@dataclass(frozen=True)
+class AssociationConfig(Config):
+    """Cost of matching a mask to a query: dice + bce_weight * BCE + class_weight * (1 - P(class | query))."""
+
+    max_dice_cost: float = param(0.8, "pairs with a larger dice cost are not matched", ge=0, le=1)
+    bce_weight: float = param(0.2, "weight of the binary cross entropy", ge=0)
+    class_weight: float = param(0.5, "weight of the class disagreement", ge=0)
+    covered_share: float = param(0.6, "a mask that covers this share of two queries is evidence to merge", gt=0.5, le=1)
+
+
+@dataclass(frozen=True)
+class MaskOverlap:
+    """Overlap statistics of K masks with Q rendered queries over the pixels that both map and image explain."""
+
+    intersection: Tensor  # [K, Q] sum of M_q over the pixels of mask k
+    mask_px: Tensor  # [K] pixels
+    query_px: Tensor  # [Q] sum of M_q
+    dice_cost: Tensor  # [K, Q] 1 - dice, 0..1
+    bce: Tensor  # [K, Q] binary cross entropy per pixel of mask or query
+
+
+def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
+    """Overlaps of rendered query masks with 2D masks.
+
+    Args:
+        masks: [H, W, Q] M_q(u), 0..1.
+        mask_index: [H, W] 0 = no mask, 1..K.
+        counted: [H, W] bool, pixels whose 2D label is known and whose surface is in the map.
+        num_masks: K.
+    """
+    m = masks[counted].clamp(1e-3, 1 - 1e-3)  # [P, Q]
+    index = mask_index[counted].long()
+    per_mask = m.new_zeros(num_masks + 1, 3 * m.shape[1])
+    log_in, log_out = -m.log(), -(1 - m).log()
+    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out], dim=1))
+    intersection, inside, outside = per_mask.split(m.shape[1], dim=1)
+    mask_px = torch.bincount(index, minlength=num_masks + 1).to(m.dtype)
+    query_px = m.sum(0)
+    union = (mask_px[:, None] + query_px).clamp_min(1)
+    bce = (inside + log_out.sum(0) - outside) / union
+    dice_cost = 1 - 2 * intersection / union
+    return MaskOverlap(intersection[1:], mask_px[1:], query_px, dice_cost[1:], bce[1:])
+
+
+def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationConfig) -> list[tuple[int, int]]:
+    """The cheapest one-to-one matches (mask, query); pairs above the dice threshold are left out.
+
+    Args:
+        overlap: of K masks and Q queries.
+        class_probs: [K, Q] probability that query q has the class of mask k.
+        config: weights and threshold.
+    """
+    cost = overlap.dice_cost + config.bce_weight * overlap.bce + config.class_weight * (1 - class_probs)
+    rejected = overlap.dice_cost > config.max_dice_cost
+    rows, columns = linear_sum_assignment(torch.where(rejected, cost + 1e3, cost).cpu().numpy())
+    refused = rejected.cpu()
+    return [(int(k), int(q)) for k, q in zip(rows, columns, strict=True) if not refused[k, q]]
+
+
+def same_object_votes(overlap: MaskOverlap, config: AssociationConfig) -> Tensor:
+    """Evidence [Q, Q] of one image: +1 where one mask covers both queries, -2 where two masks cover one each."""
+    covered = overlap.intersection / overlap.query_px.clamp_min(1e-6) > config.covered_share  # [K, Q]
+    covered &= (overlap.query_px > MIN_QUERY_PX)[None]
+    covered = covered.float()
+    same = covered.T @ covered
+    has_mask = covered.amax(0) if len(covered) else overlap.query_px.new_zeros(len(overlap.query_px))
+    votes = same - 2 * (has_mask[:, None] * has_mask - same)
+    return votes.fill_diagonal_(0)

@@ -1,0 +1,110 @@
+"""Density control: where the map grows, what a new Gaussian looks like, and which Gaussians are removed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
+from panoptic_mapper.geometry import backproject, project, transform
+from panoptic_mapper.keyframes import Keyframe
+from panoptic_mapper.rasterizers.base import Rendering
+
+
+@dataclass(frozen=True)
+class DensityConfig(Config):
+    """Growth from depth and pruning."""
+
+    stride_px: int = param(2, "one new Gaussian per stride x stride pixels", ge=1)
+    min_alpha: float = param(0.6, "the map grows where its rendered opacity is below this", ge=0, le=1)
+    depth_tolerance_m: float = param(0.05, "surfaces this much in front of the rendered depth are new, m", gt=0)
+    depth_tolerance: float = param(0.03, "the same as a share of the depth; the larger of both counts", ge=0)
+    max_depth_m: float = param(8.0, "depth beyond this is not used, m", gt=0)
+    scale: float = param(0.6, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
+    opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
+    min_opacity: float = param(0.05, "Gaussians that fade below this are removed", ge=0, le=1)
+    max_scale_m: float = param(0.5, "Gaussians that grow beyond this standard deviation are removed, m", gt=0)
+    free_space_hits: int = param(3, "keyframes that see through a Gaussian before it is removed", ge=1)
+
+
+def tolerance(depth: Tensor, config: DensityConfig) -> Tensor:
+    """How far (m) two depths may differ and still show the same surface."""
+    return (config.depth_tolerance * depth).clamp_min(config.depth_tolerance_m)
+
+
+def usable_depth(depth: Tensor, config: DensityConfig) -> Tensor:
+    """Where a depth image [H, W] holds a measurement that the map uses: bool [H, W]."""
+    return (depth > 0) & (depth < config.max_depth_m)
+
+
+def unexplained(depth: Tensor, rendering: Rendering, config: DensityConfig) -> Tensor:
+    """Pixels [H, W] whose measured surface is not in the map: nothing there, or something new in front."""
+    in_front = depth < rendering.depth - tolerance(depth, config)
+    return usable_depth(depth, config) & ((rendering.alpha < config.min_alpha) | in_front)
+
+
+def grown_gaussians(keyframe: Keyframe, where: Tensor, config: DensityConfig) -> dict[str, Tensor]:
+    """Columns of new Gaussians, one per grid pixel of `where` [H, W] bool: round, at the measured point, unlabeled."""
+    grid = torch.zeros_like(where)
+    start = config.stride_px // 2
+    grid[start :: config.stride_px, start :: config.stride_px] = True
+    v, u = (where & grid).nonzero(as_tuple=True)
+    depth = keyframe.depth[v, u]
+    T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(depth.device)
+    n = len(depth)
+    scale = config.scale * config.stride_px * depth / keyframe.camera.fx
+    quats = depth.new_zeros(n, 4)
+    quats[:, 0] = 1
+    return {
+        "means": transform(T_map_camera, backproject(keyframe.depth, keyframe.camera)[v, u]),
+        "quats": quats,
+        "log_scales": scale.log()[:, None].expand(n, 3),
+        "opacity_logits": torch.logit(depth.new_full((n, 1), config.opacity)),
+        "colors": keyframe.color[v, u].float() / 255,
+        "semantics": depth.new_zeros(n, SEMANTIC_DIM),
+        "instances": depth.new_zeros(n, INSTANCE_DIM),
+    }
+
+
+def count_free_space_hits(gaussians: GaussianMap, ids: Tensor, keyframe: Keyframe, config: DensityConfig) -> None:
+    """Counts, for the Gaussians `ids` [V] in view, those that float well in front of the measured surface.
+
+    A Gaussian at or behind its pixel's surface takes one hit back, so that noise does not add up.
+    """
+    at = depth_at_centers(gaussians["means"][ids], keyframe, config)
+    hits = gaussians["free_space_hits"]
+    floats = at.valid & (at.depth < at.surface - 2 * tolerance(at.surface, config))
+    change = floats.int() - (at.valid & ~floats).int()
+    hits[ids] = (hits[ids] + change).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class CenterSamples:
+    """A keyframe's depth image read at the pixels of V Gaussian centres."""
+
+    u: Tensor  # [V] int64 pixel column, 0 where the centre is outside the image
+    v: Tensor  # [V] int64 pixel row
+    depth: Tensor  # [V] m, depth of the centre
+    surface: Tensor  # [V] m, measured depth at its pixel
+    valid: Tensor  # [V] bool, the centre is in the image and there is a usable measurement
+
+
+def depth_at_centers(means: Tensor, keyframe: Keyframe, config: DensityConfig) -> CenterSamples:
+    """Reads the measured depth at the pixels of points [V, 3] (map frame, m)."""
+    pixel, depth = project(transform(keyframe.T_camera_map(), means), keyframe.camera)
+    u, v = pixel.round().long().unbind(-1)
+    inside = (depth > 0) & (u >= 0) & (v >= 0) & (u < keyframe.camera.width) & (v < keyframe.camera.height)
+    u, v = torch.where(inside, u, 0), torch.where(inside, v, 0)
+    surface = keyframe.depth[v, u]
+    return CenterSamples(u, v, depth, surface, inside & usable_depth(surface, config))
+
+
+def survivors(gaussians: GaussianMap, config: DensityConfig) -> Tensor:
+    """Which Gaussians stay [N] bool: opaque enough, not too large, not in seen-empty space, and finite."""
+    opaque = gaussians["opacity_logits"][:, 0] > torch.logit(torch.tensor(config.min_opacity))
+    small = gaussians["log_scales"].amax(1) < torch.log(torch.tensor(config.max_scale_m))
+    solid = gaussians["free_space_hits"] < config.free_space_hits
+    return opaque & small & solid & torch.isfinite(gaussians["means"]).all(1)

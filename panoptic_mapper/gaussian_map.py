@@ -1,0 +1,93 @@
+"""The map: 3D Gaussians with colour, a semantic and an instance feature, and the label that each was last given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.geometry import in_frustum, transform
+from panoptic_mapper.parameter_table import ParameterTable, Rows
+
+SEMANTIC_DIM = 16
+INSTANCE_DIM = 32
+FRUSTUM_MARGIN = 0.15  # share of the image size by which a centre may lie outside and its footprint still matter
+NEAR_M = 0.05
+
+WIDTHS = {
+    "means": 3,  # map frame, m
+    "quats": 4,  # wxyz, not normalised
+    "log_scales": 3,  # log of the standard deviations in m
+    "opacity_logits": 1,
+    "colors": 3,  # RGB, 0..1 (not clamped)
+    "semantics": SEMANTIC_DIM,
+    "instances": INSTANCE_DIM,
+}
+
+
+@dataclass(frozen=True)
+class LearningRates(Config):
+    """Adam's step sizes for the columns of the map."""
+
+    means: float = param(4e-4, "centres, m per step", ge=0)
+    quats: float = param(2e-3, "rotation quaternions", ge=0)
+    log_scales: float = param(8e-3, "log standard deviations", ge=0)
+    opacity_logits: float = param(3e-2, "opacity logits", ge=0)
+    colors: float = param(8e-3, "RGB in 0..1", ge=0)
+    semantics: float = param(2e-2, "semantic features", ge=0)
+    instances: float = param(3e-2, "instance features", ge=0)
+
+
+class GaussianMap:
+    """N Gaussians. All that is per Gaussian changes through `append` and `keep`, so rows stay aligned."""
+
+    def __init__(self, rates: LearningRates, device: torch.device):
+        self.table = ParameterTable(WIDTHS, vars(rates), device)
+        self._book = torch.zeros(0, len(BOOK), dtype=torch.int32, device=device)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A learnable column [N, width] or a bookkeeping column [N] int32 (see `BOOK`), as a view of all rows."""
+        return self._book[: len(self), BOOK.index(name)] if name in BOOK else self.table[name]
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self._book.nbytes
+
+    def ids_in_frustum(self, T_camera_map: Tensor, camera: PinholeCamera) -> Tensor:
+        """Rows [V] whose centre projects into the slightly widened image: the candidates of a view."""
+        points = transform(T_camera_map, self["means"])
+        return in_frustum(points, camera, FRUSTUM_MARGIN, NEAR_M).nonzero()[:, 0]
+
+    def append(self, columns: dict[str, Tensor], anchor: int) -> None:
+        """Adds Gaussians [n, width] by column, bound to the keyframe `anchor`; they start without a label."""
+        self.table.append(**columns)
+        new = self._book.new_zeros(len(self) - len(self._book), len(BOOK))
+        new[:, BOOK.index("anchor")] = anchor
+        self._book = torch.cat([self._book, new])
+
+    def keep(self, mask: Tensor) -> None:
+        """Drops the Gaussians where `mask` [N] is False."""
+        self.table.keep(mask)
+        self._book = self._book[mask]
+
+    def restore(self, columns: dict[str, Tensor], book: dict[str, Tensor]) -> None:
+        """Fills an empty map with saved learnable and bookkeeping columns."""
+        self.append(columns, anchor=0)
+        for name, values in book.items():
+            self[name][:] = values.to(self._book)
+
+
+BOOK = ("anchor", "class_index", "instance_id", "confidence_permille", "free_space_hits")
+"""Bookkeeping columns: keyframe id; last semantic class; last public object id (0 = none); probability of that label in
+1/1000; how often the Gaussian was seen floating in space that a depth image says is empty."""
+
+
+def splat_inputs(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a rasteriser takes of gathered rows: means [V, 3], quats [V, 4], scales [V, 3] m, opacities [V] in 0..1."""
+    return rows["means"], rows["quats"], rows["log_scales"].exp(), rows["opacity_logits"][:, 0].sigmoid()

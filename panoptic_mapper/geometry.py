@@ -1,0 +1,134 @@
+"""Geometry of cameras and Gaussians in torch: back-projection, projection, quaternions, and the up direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panoptic_mapper.frame import Frame, PinholeCamera
+
+MIN_NORMALS_FOR_UP = 100
+
+
+def backproject(depth: Tensor, camera: PinholeCamera) -> Tensor:
+    """Points [H, W, 3] of a depth image [H, W] (m) in the camera frame; pixels without depth give the origin."""
+    v, u = torch.meshgrid(
+        torch.arange(camera.height, device=depth.device, dtype=depth.dtype),
+        torch.arange(camera.width, device=depth.device, dtype=depth.dtype),
+        indexing="ij",
+    )
+    return torch.stack([(u - camera.cx) / camera.fx * depth, (v - camera.cy) / camera.fy * depth, depth], dim=-1)
+
+
+def project(points: Tensor, camera: PinholeCamera) -> tuple[Tensor, Tensor]:
+    """Pixel coordinates [..., 2] and depth [...] (m) of camera-frame points [..., 3]; use only where depth > 0."""
+    depth = points[..., 2]
+    focal = points.new_tensor([camera.fx, camera.fy])
+    center = points.new_tensor([camera.cx, camera.cy])
+    return points[..., :2] / depth.clamp_min(1e-6)[..., None] * focal + center, depth
+
+
+def transform(T: Tensor, points: Tensor) -> Tensor:
+    """Applies the rigid transform T [4, 4] to points [..., 3]."""
+    return points @ T[:3, :3].T + T[:3, 3]
+
+
+def inverse_pose(T: np.ndarray) -> np.ndarray:
+    """The inverse of a rigid transform [4, 4]."""
+    inverse = np.eye(4)
+    inverse[:3, :3] = T[:3, :3].T
+    inverse[:3, 3] = -T[:3, :3].T @ T[:3, 3]
+    return inverse
+
+
+def rotation_matrices(quats: Tensor) -> Tensor:
+    """Rotation matrices [..., 3, 3] of quaternions wxyz [..., 4], which are normalised first."""
+    w, x, y, z = F.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),
+        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=-1),
+        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1),
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def quaternions(R: Tensor) -> Tensor:
+    """Unit quaternions wxyz [B, 4] of rotation matrices [B, 3, 3], with w >= 0."""
+    # The columns of (trace and differences) for each choice of the largest component (Shepperd 1978).
+    m = R
+    t = m.diagonal(dim1=-2, dim2=-1)
+    squares = torch.stack(
+        [
+            1 + t.sum(-1),
+            1 + t[:, 0] - t[:, 1] - t[:, 2],
+            1 - t[:, 0] + t[:, 1] - t[:, 2],
+            1 - t[:, 0] - t[:, 1] + t[:, 2],
+        ],
+        dim=-1,
+    )  # 4 * component^2
+    wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
+    xy, xz, yz = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
+    products = torch.stack(
+        [squares[:, 0], wx, wy, wz, wx, squares[:, 1], xy, xz, wy, xy, squares[:, 2], yz, wz, xz, yz, squares[:, 3]],
+        dim=-1,
+    ).reshape(-1, 4, 4)
+    quats = F.normalize(products[torch.arange(len(R), device=R.device), squares.argmax(-1)], dim=-1)
+    return torch.where(quats[:, :1] < 0, -quats, quats)
+
+
+def in_frustum(points: Tensor, camera: PinholeCamera, margin: float, near_m: float) -> Tensor:
+    """Which camera-frame points [N, 3] project into the image widened by `margin` (share of its size): bool [N]."""
+    uv, depth = project(points, camera)
+    size = points.new_tensor([camera.width, camera.height])
+    return (depth > near_m) & (uv > -margin * size).all(-1) & (uv < (1 + margin) * size).all(-1)
+
+
+def surface_normals(points: Tensor, max_step: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Unit normals [H, W, 3] towards the camera of organised camera-frame points [H, W, 3], and where they hold.
+
+    Central differences; a normal is invalid at the border, next to missing depth, and across depth steps larger than
+    `max_step` times the depth.
+    """
+    z = points[..., 2]
+    normals = torch.zeros_like(points)
+    valid = torch.zeros_like(z, dtype=torch.bool)
+    du = points[1:-1, 2:] - points[1:-1, :-2]
+    dv = points[2:, 1:-1] - points[:-2, 1:-1]
+    center = points[1:-1, 1:-1]
+    n = F.normalize(torch.cross(dv, du, dim=-1), dim=-1)
+    normals[1:-1, 1:-1] = torch.where((n * center).sum(-1, keepdim=True) > 0, -n, n)
+    smooth = torch.maximum(du[..., 2].abs(), dv[..., 2].abs()) < max_step * center[..., 2]
+    neighbours = torch.stack([z[1:-1, 2:], z[1:-1, :-2], z[2:, 1:-1], z[:-2, 1:-1], z[1:-1, 1:-1]])
+    valid[1:-1, 1:-1] = smooth & (neighbours > 0).all(0)
+    return normals, valid
+
+
+def estimate_up(frames: list[Frame], max_tilt_deg: float = 50.0) -> np.ndarray:
+    """The map's up direction [3] from a few frames: the mode of the surface normals near the cameras' own up.
+
+    Cameras are held roughly upright, and floors and tables are the surfaces that face up.
+
+    Raises:
+        ValueError: too few surfaces do.
+    """
+    normals, camera_ups = [], []
+    for frame in frames:
+        n, valid = surface_normals(backproject(torch.from_numpy(frame.depth), frame.camera))
+        normals.append(n[valid][::7].double().numpy() @ frame.T_map_camera[:3, :3].T)
+        camera_ups.append(-frame.T_map_camera[:3, 1])
+    up = _unit(np.mean(camera_ups, axis=0))
+    candidates = np.concatenate(normals)
+    candidates = candidates[candidates @ up > np.cos(np.radians(max_tilt_deg))]
+    if len(candidates) < MIN_NORMALS_FOR_UP:
+        raise ValueError(f"up direction: only {len(candidates)} surface normals face up; give it in the configuration")
+    sample = candidates[:: max(1, len(candidates) // 1500)]
+    up = sample[((sample @ sample.T) > np.cos(np.radians(8))).sum(1).argmax()]  # the most crowded direction
+    for width_deg in (8, 5, 3):
+        up = _unit(candidates[candidates @ up > np.cos(np.radians(width_deg))].mean(0))
+    return up
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)

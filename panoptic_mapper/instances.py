@@ -1,0 +1,209 @@
+"""Instance queries: objects as 3D Gaussians with an embedding, their class evidence, and their stable public ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.gaussian_map import INSTANCE_DIM
+from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
+from panoptic_mapper.parameter_table import ParameterTable, Rows
+
+MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
+CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
+T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
+
+
+@dataclass(frozen=True)
+class InstanceConfig(Config):
+    """Life of the instance queries."""
+
+    lr_embeddings: float = param(5e-3, "Adam step of query embeddings", ge=0)
+    lr_centers: float = param(1e-3, "Adam step of query centres, m", ge=0)
+    lr_shapes: float = param(1e-3, "Adam step of query rotations and log scales", ge=0)
+    spread: float = param(1.5, "standard deviations of a query over those of its points", gt=0)
+    min_mask_px: int = param(60, "masks with fewer pixels with depth open no query", ge=1)
+    merge_evidence: float = param(2.0, "votes for one object (minus twice those for two) that merge queries", gt=0)
+    min_gaussians: int = param(8, "a query that holds fewer Gaussians for long is retired", ge=1)
+    retire_after_keyframes: int = param(15, "keyframes without a match after which a query may be retired", ge=1)
+
+
+class InstanceQueries:
+    """Q queries in rows; outside this class an object is known by its public id, which is never reused."""
+
+    def __init__(self, config: InstanceConfig, num_classes: int, generator: torch.Generator, device: torch.device):
+        self.config = config
+        self._generator = generator
+        widths = {"centers": 3, "quats": 4, "log_scales": 3, "embeddings": INSTANCE_DIM}
+        rates = {
+            "centers": config.lr_centers,
+            "quats": config.lr_shapes,
+            "log_scales": config.lr_shapes,
+            "embeddings": config.lr_embeddings,
+        }
+        self.table = ParameterTable(widths, rates, device)
+        self.ids = torch.zeros(0, dtype=torch.int64)  # [Q] public ids, ascending
+        self.evidence = torch.zeros(0, num_classes)  # [Q, C] confidence-weighted votes of matched masks
+        self.counts = torch.zeros(0, len(COUNTS), dtype=torch.int64)  # [Q, ...] see COUNTS
+        self.votes = torch.zeros(0, 0)  # [Q, Q] symmetric evidence that two queries are one object (+) or two (-)
+        self.next_id = 1
+        self.merged_into: dict[int, int] = {}  # id that is gone -> id that took its place; 0 = retired
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def class_indices(self) -> Tensor:  # [Q] int64, class with the most evidence
+        return self.evidence.argmax(1)
+
+    @property
+    def scores(self) -> Tensor:  # [Q] share of the evidence that agrees
+        return self.evidence.amax(1) / self.evidence.sum(1).clamp_min(1e-6)
+
+    def class_probabilities(self, rows: Tensor) -> Tensor:
+        """Share of the evidence [n, C] for each class of the queries `rows`."""
+        evidence = self.evidence[rows]
+        return evidence / evidence.sum(1, keepdim=True).clamp_min(1e-6)
+
+    def column(self, name: str) -> Tensor:
+        """A column of `COUNTS` [Q], writable."""
+        return self.counts[:, COUNTS.index(name)]
+
+    def resolve(self, id: int) -> int:
+        """The living id that an id stands for after merges, or 0 where it is retired or was never given."""
+        while id in self.merged_into:
+            id = self.merged_into[id]
+        return id
+
+    def rows_of(self, ids: Tensor) -> Tensor:
+        """Rows of living public ids (any shape, int64); -1 where an id is 0 or gone."""
+        if len(self) == 0:
+            return torch.full_like(ids, -1)
+        table_ids = self.ids.to(ids.device)
+        position = torch.searchsorted(table_ids, ids.contiguous()).clamp_max(len(self) - 1)
+        return torch.where(table_ids[position] == ids, position, -1)
+
+    def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, visible_means: Tensor) -> Tensor:
+        """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian of the view [V, 3]."""
+        if len(self) == 0 or len(visible_means) == 0:
+            return torch.zeros(0, dtype=torch.int64, device=visible_means.device)
+        centers = transform(T_camera_map, self.table["centers"])
+        radius = CHI2_3_99**0.5 * self.table["log_scales"].amax(1).exp()
+        candidates = _sphere_meets_frustum(centers, radius, camera).nonzero()[:, 0]
+        sample = visible_means.detach()[:: max(1, len(visible_means) // 8192)]
+        offsets = sample[:, None] - self.table["centers"][candidates]
+        whitened = torch.einsum("qij,vqj->vqi", self.whitenings(candidates), offsets)
+        return candidates[whitened.square().sum(-1).amin(0) < CHI2_3_99]
+
+    def whitenings(self, rows: Tensor) -> Tensor:
+        """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
+        return whitening_matrices(self.table["quats"][rows], self.table["log_scales"][rows])
+
+    def add(self, points: Tensor, class_index: int, weight: float, stamp_ns: int) -> int:
+        """Opens a query at the robust centre and covariance of points [n, 3] (m, map frame); returns its new id."""
+        center = points.median(0).values
+        mad = (points - center).abs().median(0).values * 1.4826  # standard deviation of a normal distribution
+        offsets = points - center
+        inliers = offsets[(offsets.abs() < 3 * mad + MIN_STD_M).all(1)]
+        covariance = inliers.T @ inliers / max(len(inliers), 1)
+        quats, log_scales = self._shape(covariance[None])
+        embedding = torch.randn(1, INSTANCE_DIM, generator=self._generator)
+        self.table.append(centers=center[None], quats=quats, log_scales=log_scales, embeddings=embedding)
+        self.ids = torch.cat([self.ids, torch.tensor([self.next_id])])
+        self.evidence = torch.cat([self.evidence, torch.zeros(1, self.evidence.shape[1])])
+        self.counts = torch.cat([self.counts, torch.tensor([[0, stamp_ns, stamp_ns, 0]])])
+        votes = torch.zeros(len(self), len(self))
+        votes[:-1, :-1] = self.votes
+        self.votes = votes
+        self.next_id += 1
+        self.observe(len(self) - 1, class_index, weight, stamp_ns)
+        return int(self.ids[-1])
+
+    def observe(self, row: int, class_index: int, weight: float, stamp_ns: int) -> None:
+        """Counts a mask of class `class_index` that was matched to the query."""
+        self.evidence[row, class_index] += weight
+        self.column("observations")[row] += 1
+        self.column("last_seen_ns")[row] = stamp_ns
+        self.column("keyframes_missed")[row] = 0
+
+    def refit(self, means: Tensor, weights: Tensor, rows: Tensor) -> None:
+        """Moves each query towards the Gaussians that carry its label, by one step of a Student-t fit.
+
+        Args:
+            means: [N, 3] centres of the Gaussians, m.
+            weights: [N] how much each counts, >= 0.
+            rows: [N] row of the query that each belongs to, -1 = none.
+        """
+        member = rows >= 0
+        means, weights, rows = means[member], weights[member], rows[member]
+        offsets = means - self.table["centers"][rows]
+        whitened = torch.einsum("nij,nj->ni", self.whitenings(rows), offsets) * self.config.spread
+        weights = weights * (T_DEGREES + 3) / (T_DEGREES + whitened.square().sum(-1))
+        total = torch.zeros(len(self), device=means.device).index_add_(0, rows, weights)
+        mean = torch.zeros(len(self), 3, device=means.device).index_add_(0, rows, weights[:, None] * offsets)
+        mean = mean / total.clamp_min(1e-6)[:, None]
+        centred = offsets - mean[rows]
+        outer = weights[:, None, None] * centred[:, :, None] * centred[:, None, :]
+        covariance = torch.zeros(len(self), 3, 3, device=means.device).index_add_(0, rows, outer)
+        fitted = (total > self.config.min_gaussians).nonzero()[:, 0]
+        if len(fitted) == 0:
+            return
+        quats, log_scales = self._shape(covariance[fitted] / total[fitted][:, None, None])
+        centers = self.table["centers"][fitted] + mean[fitted]
+        self.table.set_rows(fitted, centers=centers, quats=quats, log_scales=log_scales)
+
+    def merge(self, keep: int, gone: int) -> None:
+        """Makes the query of row `gone` part of that of row `keep`; drop the row with `remove` afterwards."""
+        self.merged_into[int(self.ids[gone])] = int(self.ids[keep])
+        self.evidence[keep] += self.evidence[gone]
+        self.column("observations")[keep] += self.column("observations")[gone]
+        for name, pick in (("first_seen_ns", min), ("last_seen_ns", max), ("keyframes_missed", min)):
+            self.column(name)[keep] = pick(int(self.column(name)[keep]), int(self.column(name)[gone]))
+
+    def remove(self, rows: list[int]) -> None:
+        """Drops rows; an id that was not merged counts as retired."""
+        keep = torch.ones(len(self), dtype=torch.bool)
+        keep[rows] = False
+        for id in self.ids[~keep].tolist():
+            self.merged_into.setdefault(id, 0)
+        self.table.keep(keep.to(self.table.device))
+        self.ids, self.evidence, self.counts = self.ids[keep], self.evidence[keep], self.counts[keep]
+        self.votes = self.votes[keep][:, keep]
+
+    def _shape(self, covariances: Tensor) -> tuple[Tensor, Tensor]:
+        """Quaternions [n, 4] and log scales [n, 3] of covariances [n, 3, 3], widened by `spread`."""
+        variances, axes = torch.linalg.eigh(covariances.cpu().double())
+        axes = axes * torch.linalg.det(axes).sign()[:, None, None]  # a rotation, not a reflection
+        stds = self.config.spread * variances.clamp_min(0).sqrt()
+        return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
+
+
+COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "keyframes_missed")
+
+
+def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:
+    """A = S^-1 R^T [Q, 3, 3] of Gaussians with covariance R S S^T R^T; |A x|^2 is the squared Mahalanobis norm."""
+    return rotation_matrices(quats).transpose(-1, -2) * torch.exp(-log_scales)[..., None]
+
+
+def gathered_geometry(rows: Rows) -> tuple[Tensor, Tensor]:
+    """Centres [Q, 3] and whitening matrices [Q, 3, 3] of gathered queries, differentiable."""
+    return rows["centers"], whitening_matrices(rows["quats"], rows["log_scales"])
+
+
+def _sphere_meets_frustum(centers: Tensor, radius: Tensor, camera: PinholeCamera) -> Tensor:
+    """Which spheres [Q] (camera frame, m) are not wholly outside one of the frustum's side planes or behind it."""
+    x, y, z = centers.unbind(-1)
+    inside = z > -radius
+    for axis, focal, center, size in (
+        (x, camera.fx, camera.cx, camera.width),
+        (y, camera.fy, camera.cy, camera.height),
+    ):
+        low, high = -(center + 0.5) / focal, (size - 0.5 - center) / focal  # tangents of the border rays
+        inside &= (axis - low * z) / (1 + low * low) ** 0.5 > -radius
+        inside &= (high * z - axis) / (1 + high * high) ** 0.5 > -radius
+    return inside

@@ -1,0 +1,97 @@
+"""Losses of the map's optimisation. Images are [H, W, ...]; each loss is a scalar mean over what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+
+PROBABILITY_FLOOR = 1e-3  # keeps the log of a blended probability, and its gradient, bounded
+
+
+@dataclass(frozen=True)
+class LossWeights(Config):
+    """Weights of the terms of the loss."""
+
+    color: float = param(1.0, "colour: (1 - ssim_share) L1 + ssim_share (1 - SSIM)", ge=0)
+    ssim_share: float = param(0.2, "share of SSIM in the colour loss", ge=0, le=1)
+    depth: float = param(0.8, "depth, mean absolute error in m", ge=0)
+    opacity: float = param(0.2, "missing opacity where depth was measured", ge=0)
+    scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess in m", ge=0)
+    max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)
+    semantic: float = param(0.5, "cross entropy of the blended semantic labels", ge=0)
+    panoptic: float = param(0.5, "cross entropy of the blended panoptic distribution", ge=0)
+    dice: float = param(0.3, "dice of the matched masks", ge=0)
+    repulsion: float = param(0.01, "overlap of queries' embeddings of neighbouring objects", ge=0)
+
+
+def color_loss(rendered: Tensor, observed: Tensor, ssim_share: float) -> Tensor:
+    """Weighted L1 and structural dissimilarity of images [H, W, 3] in 0..1."""
+    l1 = (rendered - observed).abs().mean()
+    if ssim_share == 0:
+        return l1
+    return (1 - ssim_share) * l1 + ssim_share * (1 - ssim(rendered, observed))
+
+
+def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """Mean structural similarity of images [H, W, 3] in 0..1 (Wang et al. 2004), Gaussian window, no padding."""
+    offsets = torch.arange(window, dtype=a.dtype, device=a.device) - (window - 1) / 2
+    kernel = F.softmax(-0.5 * (offsets / sigma) ** 2, dim=0)
+    stacked = torch.stack([a, b, a * a, b * b, a * b]).permute(0, 3, 1, 2).flatten(0, 1)[:, None]  # [15, 1, H, W]
+    stacked = F.conv2d(F.conv2d(stacked, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
+    mean_a, mean_b, aa, bb, ab = stacked.unflatten(0, (5, 3)).unbind(0)
+    c1, c2 = 0.01**2, 0.03**2
+    var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return (luminance * (2 * cov + c2) / (var_a + var_b + c2)).mean()
+
+
+def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean; 0 where nothing is counted."""
+    return (values * weights).sum() / weights.sum().clamp_min(1)
+
+
+def cross_entropy(probabilities: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """-log of the blended probability of the target.
+
+    Args:
+        probabilities: [H, W, C], not necessarily summing to 1 (alpha < 1).
+        targets: [H, W] int64 column, -1 = not counted.
+        weights: [H, W] confidence of the targets.
+    """
+    counted = targets >= 0
+    p = probabilities.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    return masked_mean(-(p.clamp_min(0) + PROBABILITY_FLOOR).log(), weights * counted)
+
+
+def dice_loss(masks: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Mean dice cost over the queries that are the target of some pixel.
+
+    Args:
+        masks: [H, W, Q] rendered query masks.
+        targets: [H, W] int64 query column, -1 = none.
+        counted: [H, W] bool, pixels whose 2D label is known.
+    """
+    num_queries = masks.shape[-1]
+    own = masks.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    inside = targets >= 0
+    intersection = masks.new_zeros(num_queries).index_add_(0, targets[inside], own[inside])
+    target_px = torch.bincount(targets[inside], minlength=num_queries)
+    mask_px = (masks * counted[..., None]).sum((0, 1))
+    matched = target_px > 0
+    dice = (2 * intersection + 1) / (target_px + mask_px + 1)
+    return masked_mean(1 - dice, matched.to(masks.dtype))
+
+
+def query_repulsion(keys: Tensor, centers: Tensor, reach_m: float = 1.0) -> Tensor:
+    """Squared cosine of the keys [Q, E] of different queries, weighted by nearness of their centres [Q, 3]."""
+    if len(keys) < 2:
+        return keys.new_zeros(())
+    cosine = F.normalize(keys, dim=1) @ F.normalize(keys, dim=1).T
+    near = torch.exp(-torch.cdist(centers.detach(), centers.detach()) / reach_m)
+    off_diagonal = ~torch.eye(len(keys), dtype=torch.bool, device=keys.device)
+    return masked_mean(cosine.clamp_min(0) ** 2, near * off_diagonal)

@@ -1,0 +1,114 @@
+"""Optimisation of the map: geometry, colour and labels together, end to end, one keyframe a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.density_control import DensityConfig, usable_depth
+from panoptic_mapper.keyframes import Keyframe
+from panoptic_mapper.label_rendering import LabelRendering
+from panoptic_mapper.losses import (
+    LossWeights,
+    color_loss,
+    cross_entropy,
+    dice_loss,
+    masked_mean,
+    query_repulsion,
+)
+from panoptic_mapper.panoptic_map import MapView, PanopticMap
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Config):
+    """How much the map is optimised."""
+
+    steps_per_keyframe: int = param(10, "optimisation steps after each keyframe", ge=0)
+    label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
+    head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
+
+
+class MapOptimizer:
+    """Takes gradient steps on one keyframe at a time; only what that keyframe sees is read and changed."""
+
+    def __init__(self, map: PanopticMap, config: OptimizerConfig, weights: LossWeights, density: DensityConfig):
+        self.map, self.config, self.weights, self.density = map, config, weights, density
+        self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
+        self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
+        self._steps = 0
+
+    def step(self, keyframe: Keyframe) -> None:
+        """One Adam step on all losses of a keyframe."""
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+        if len(view.visible_ids) == 0:
+            return
+        terms = self._geometry_terms(keyframe, view)
+        labels = None
+        if keyframe.has_labels and self._steps % self.config.label_every == 0:
+            labels = view.blend_labels()
+            terms |= self._label_terms(keyframe, view, labels)
+        torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
+        self.map.gaussians.table.update(view.gaussians)
+        if labels is not None:
+            self.map.queries.table.update(view.queries)
+            self._head_adam.step()
+            self._head_adam.zero_grad()
+            self.map.remember_labels(view, labels)
+        self.losses |= {name: value.detach() for name, value in terms.items()}
+        self._steps += 1
+
+    def _geometry_terms(self, keyframe: Keyframe, view: MapView) -> dict[str, Tensor]:
+        rendering = view.render()
+        observed = keyframe.color.float() / 255
+        measured = usable_depth(keyframe.depth, self.density).float()
+        covered = measured * (rendering.alpha.detach() > 0.5)
+        largest = view.gaussians["log_scales"].amax(1).exp()
+        return {
+            "color": color_loss(rendering.color, observed, self.weights.ssim_share),
+            "depth": masked_mean((rendering.depth - keyframe.depth).abs(), covered),
+            "opacity": masked_mean(1 - rendering.alpha, measured),
+            "scale": (largest - self.weights.max_scale_m).clamp_min(0).mean(),
+        }
+
+    def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
+        targets = self._panoptic_targets(keyframe, view)
+        terms = {
+            "semantic": cross_entropy(*self._semantic_targets(keyframe, labels), keyframe.confidence),
+            "panoptic": cross_entropy(labels.panoptic, targets, keyframe.confidence),
+        }
+        if len(view.queries):
+            first_query = labels.num_stuff + 1
+            query_targets = torch.where(targets >= first_query, targets - first_query, -1)
+            terms["dice"] = dice_loss(labels.masks, query_targets, keyframe.semantic > 0)
+            terms["repulsion"] = query_repulsion(
+                self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
+            )
+        return terms
+
+    def _stuff_columns(self) -> Tensor:
+        """Panoptic column [C] of each stuff class; -1 for things and for "unlabeled", which is no target."""
+        is_thing = self.map.head.is_thing
+        columns = torch.where(is_thing, -1, (~is_thing).cumsum(0) - 1)
+        columns[0] = -1
+        return columns
+
+    def _semantic_targets(self, keyframe: Keyframe, labels: LabelRendering) -> tuple[Tensor, Tensor]:
+        """Blended class probabilities [H, W, C] (columns: stuff, then things) and target columns [H, W]."""
+        is_thing = self.map.head.is_thing
+        columns = torch.where(is_thing, labels.num_stuff + is_thing.cumsum(0) - 1, self._stuff_columns())
+        images = torch.cat([labels.panoptic[..., : labels.num_stuff], labels.thing_classes], dim=-1)
+        return images, columns[keyframe.semantic.long()]
+
+    def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
+        """Panoptic column [H, W] of each pixel: its stuff class or the query its mask was matched to; -1 = none."""
+        rows, queries = view.queries.ids, self.map.queries
+        position = torch.full((len(queries) + 1,), -1, dtype=torch.int64, device=rows.device)
+        position[rows] = torch.arange(len(rows), device=rows.device)
+        mask_rows = queries.rows_of(torch.tensor(keyframe.mask_ids, device=rows.device))
+        mask_position = position[mask_rows]  # row -1 (no query) reads the last entry, which is -1
+        mask_columns = torch.where(mask_position >= 0, self.map.head.num_stuff + 1 + mask_position, -1)
+        in_mask = mask_columns[keyframe.mask_index.long()]
+        return torch.where(keyframe.mask_index > 0, in_mask, self._stuff_columns()[keyframe.semantic.long()])

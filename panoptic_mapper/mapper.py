@@ -1,0 +1,239 @@
+"""The mapper: `PanopticMapper.integrate` is the whole method. Start reading here."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from panoptic_mapper import extraction, mapper_state
+from panoptic_mapper.association import AssociationConfig
+from panoptic_mapper.config import Config, param, section
+from panoptic_mapper.density_control import (
+    DensityConfig,
+    count_free_space_hits,
+    grown_gaussians,
+    survivors,
+    unexplained,
+)
+from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
+from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
+from panoptic_mapper.geometry import estimate_up
+from panoptic_mapper.instances import InstanceConfig, InstanceQueries
+from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore
+from panoptic_mapper.losses import LossWeights
+from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
+from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries
+from panoptic_mapper.panoptic_head import PanopticHead
+from panoptic_mapper.panoptic_map import PanopticMap
+from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
+from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
+from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
+
+logger = logging.getLogger(__name__)
+
+UP_AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
+FRAMES_FOR_UP = 5  # first keyframes from which an unknown up direction is estimated
+SNAP_TO_Z = 0.97  # cosine above which an estimated up direction is taken to be exactly z
+
+
+@dataclass(frozen=True)
+class MapperConfig(Config):
+    """All settings of the mapper."""
+
+    seed: int = param(0, "seed of all random choices", ge=0)
+    image_width_px: int = param(0, "images are mapped at this width, 0 = as they come", ge=0)
+    up_axis: str = param("auto", "the map's up direction; auto estimates it", choices=("auto", *UP_AXES))
+    rasterizer: RasterizerName = param(
+        "auto", "auto = gsplat on CUDA, cpu elsewhere", choices=("auto", "cpu", "gsplat", "torch")
+    )
+    keyframes: KeyframeConfig = section(KeyframeConfig)
+    density: DensityConfig = section(DensityConfig)
+    association: AssociationConfig = section(AssociationConfig)
+    instances: InstanceConfig = section(InstanceConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    losses: LossWeights = section(LossWeights)
+    learning_rates: LearningRates = section(LearningRates)
+
+
+@dataclass(frozen=True)
+class IntegrationReport:
+    """What `integrate` did with a frame."""
+
+    is_keyframe: bool
+    num_new_gaussians: int = 0
+    num_removed_gaussians: int = 0
+    num_masks: int = 0  # 2D masks of things
+    num_matched_masks: int = 0  # of these, matched to an object, new ones included
+    new_object_ids: tuple[int, ...] = ()
+    stage_ms: dict[str, float] = field(default_factory=dict)  # duration of each stage
+
+
+class PanopticMapper:
+    """Turns posed RGB-D frames into a panoptic map of 3D Gaussians. Not thread-safe: one thread owns it."""
+
+    def __init__(self, config: MapperConfig, segmenter: Segmenter, device: str = "cpu"):
+        self.config = config
+        self.segmenter = segmenter
+        self.label_space = segmenter.label_space
+        self.device = torch.device(device)
+        self._rasterizer = create_rasterizer(config.rasterizer, self.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the map; object ids start at 1 again."""
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed)
+        self.map = PanopticMap(
+            GaussianMap(config.learning_rates, self.device),
+            InstanceQueries(config.instances, len(self.label_space), generator, self.device),
+            PanopticHead(self.label_space, generator, self.device),
+            self._rasterizer,
+        )
+        self.keyframes = KeyframeStore(config.keyframes, config.seed)
+        self.optimizer = MapOptimizer(self.map, config.optimizer, config.losses, config.density)
+        self.up = np.array(UP_AXES.get(config.up_axis, UP_AXES["z"]), dtype=np.float64)  # [3] map frame
+        self.num_frames = 0
+        self.last_stamp_ns = 0
+        self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=256))
+        self._frames_for_up: list[Frame] = []
+
+    def integrate(self, frame: Frame) -> IntegrationReport:
+        """Takes a frame into the map: segment, associate, grow, label, optimise, maintain.
+
+        Raises:
+            ValueError: the segmenter's labels do not fit the frame or the label space. The map is as before.
+        """
+        self.num_frames += 1
+        mapped_frame = self._at_mapping_size(frame)
+        if not self._is_keyframe(mapped_frame):
+            return IntegrationReport(is_keyframe=False)
+        stage_ms: dict[str, float] = {}
+        with self._timed("segment", stage_ms):
+            segmentation = self._segment(frame)
+        keyframe = self.keyframes.add(mapped_frame, segmentation, self.device)
+        with self._timed("associate", stage_ms), torch.no_grad():
+            view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+            rendering = view.render()
+            associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
+            new_ids = open_queries(keyframe, self.map, self.config.density)
+        with self._timed("grow", stage_ms):
+            new = unexplained(keyframe.depth, rendering, self.config.density)
+            num_before = len(self.map.gaussians)
+            self.map.gaussians.append(grown_gaussians(keyframe, new, self.config.density), keyframe.id)
+            num_new = len(self.map.gaussians) - num_before
+            label_unlabeled(keyframe, self.map, self.config.density)
+        with self._timed("optimize", stage_ms):
+            self.refine(self.config.optimizer.steps_per_keyframe)
+        with self._timed("maintain", stage_ms):
+            num_removed = self._prune()
+            maintain_queries(self.map, self.keyframes)
+        self._update_up(frame)
+        self.last_stamp_ns = frame.stamp_ns
+        num_matched = sum(id > 0 for id in keyframe.mask_ids)
+        num_masks = len(keyframe.mask_ids) - 1
+        return IntegrationReport(True, num_new, num_removed, num_masks, num_matched, tuple(new_ids), stage_ms)
+
+    def refine(self, num_steps: int) -> None:
+        """Optimises the map over its keyframes; does nothing while there are none."""
+        for step in range(num_steps if len(self.keyframes) else 0):
+            self.optimizer.step(self.keyframes.sample(step))
+
+    @torch.no_grad()
+    def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
+        """The map as a camera would see it from a pose, with colour, depth, semantic and instance images."""
+        view = self.map.view(camera, T_map_camera)
+        return extraction.panoptic_view(view, view.render(), view.blend_labels(), self.map.queries)
+
+    def snapshot(self) -> MapSnapshot:
+        """An immutable copy of the labelled Gaussians and of the objects."""
+        return extraction.map_snapshot(self.map, self.label_space, self.up, self.last_stamp_ns)
+
+    def objects(self) -> tuple[MapObject, ...]:
+        """The objects of the map, by ascending id."""
+        return extraction.map_objects(self.map, self.label_space, self.up)
+
+    def stats(self) -> MapStats:
+        """Counters and gauges."""
+        map_bytes = self.map.gaussians.nbytes + self.map.queries.table.nbytes + self.keyframes.nbytes
+        return MapStats(
+            num_frames=self.num_frames,
+            num_keyframes=len(self.keyframes),
+            num_gaussians=len(self.map.gaussians),
+            num_objects=len(self.map.queries),
+            map_bytes=map_bytes,
+            losses={name: float(value) for name, value in self.optimizer.losses.items()},
+            stage_ms={name: median(values) for name, values in self._durations.items()},
+        )
+
+    def export_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Everything that is needed to go on mapping later, for `map_io.save_map`."""
+        return mapper_state.export_state(self)
+
+    def restore_state(self, tensors: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        """Replaces the map by a saved one.
+
+        Raises:
+            ValueError: the state is of another label space or incomplete. The map is as before.
+        """
+        mapper_state.restore_state(self, tensors, meta)
+
+    def _at_mapping_size(self, frame: Frame) -> Frame:
+        width = self.config.image_width_px
+        if width == 0 or width >= frame.camera.width:
+            return frame
+        return frame.resized(width, round(frame.camera.height * width / frame.camera.width))
+
+    @torch.no_grad()
+    def _is_keyframe(self, frame: Frame) -> bool:
+        """Whether the camera has moved on, or sees enough that is not in the map."""
+        if self.keyframes.moved_enough(frame.T_map_camera):
+            return True
+        rendering = self.map.view(frame.camera, frame.T_map_camera).render()
+        new = unexplained(torch.tensor(frame.depth, device=self.device), rendering, self.config.density)
+        return float(new.float().mean()) > self.config.keyframes.unexplained_share
+
+    def _segment(self, frame: Frame) -> Segmentation | None:
+        segmentation = self.segmenter.segment(frame)
+        if segmentation is None:
+            return None
+        check_segmentation(segmentation, frame, self.label_space)
+        mapped = self._at_mapping_size(frame)
+        return segmentation.resized(mapped.camera.width, mapped.camera.height)
+
+    def _prune(self) -> int:
+        """Removes Gaussians that faded, grew too large or float in free space; returns their number."""
+        keyframe, gaussians = self.keyframes.all[-1], self.map.gaussians
+        ids = gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
+        count_free_space_hits(gaussians, ids, keyframe, self.config.density)
+        keep = survivors(gaussians, self.config.density)
+        gaussians.keep(keep)
+        return len(keep) - len(gaussians)
+
+    def _update_up(self, frame: Frame) -> None:
+        """Estimates the up direction from the first keyframes where the configuration does not give it."""
+        if self.config.up_axis != "auto" or len(self.keyframes) > FRAMES_FOR_UP:
+            return
+        self._frames_for_up.append(frame)
+        if len(self.keyframes) == FRAMES_FOR_UP:
+            try:
+                up = estimate_up(self._frames_for_up)
+                self.up = self.up if up @ self.up > SNAP_TO_Z else up
+            except ValueError as error:
+                logger.warning("%s; z is taken to be up", error)
+            self._frames_for_up.clear()
+
+    @contextmanager
+    def _timed(self, stage: str, stage_ms: dict[str, float]) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        stage_ms[stage] = 1e3 * (time.perf_counter() - start)
+        self._durations[stage].append(stage_ms[stage])

@@ -1,0 +1,137 @@
+"""The mapper's state as plain arrays and JSON values, for saving and going on later.
+
+Adam's moments are not kept: they settle again within a few steps. Keyframe images are kept compressed (colour as JPEG),
+because replaying them is what keeps old parts of the map from being forgotten.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import torch
+
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.gaussian_map import BOOK, WIDTHS
+from panoptic_mapper.instances import COUNTS
+from panoptic_mapper.keyframes import Keyframe
+from panoptic_mapper.label_space import LabelSpace
+
+if TYPE_CHECKING:
+    from panoptic_mapper.mapper import PanopticMapper
+
+JPEG_QUALITY = 95
+DEPTH_UNIT_M = 1e-3
+QUERY_COLUMNS = ("centers", "quats", "log_scales", "embeddings")
+
+
+def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays by name, and what describes them."""
+    gaussians, queries, head = mapper.map.gaussians, mapper.map.queries, mapper.map.head
+    tensors = {f"gaussians/{name}": gaussians[name] for name in (*WIDTHS, *BOOK)}
+    tensors |= {f"queries/{name}": queries.table[name] for name in QUERY_COLUMNS}
+    tensors |= {f"queries/{name}": getattr(queries, name) for name in ("ids", "evidence", "counts", "votes")}
+    tensors |= {"head/codes": head.codes, "head/key_projection": head.key_projection}
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    for keyframe in mapper.keyframes.all:
+        arrays |= _encoded_images(keyframe)
+    meta = {
+        "label_space": mapper.label_space.to_dict(),
+        "up": mapper.up.tolist(),
+        "num_frames": mapper.num_frames,
+        "last_stamp_ns": mapper.last_stamp_ns,
+        "next_id": queries.next_id,
+        "merged_into": {str(gone): kept for gone, kept in queries.merged_into.items()},
+        "keyframes": [_described(keyframe) for keyframe in mapper.keyframes.all],
+    }
+    return arrays, meta
+
+
+def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Replaces the mapper's map by a saved one.
+
+    Raises:
+        ValueError: the label spaces differ, or something is missing; the map is as before.
+    """
+    saved = LabelSpace.from_dict(meta["label_space"])
+    if saved != mapper.label_space:
+        raise ValueError(
+            f"the map was made with classes {', '.join(saved.names[1:6])}... ({len(saved) - 1}), but the segmenter's:"
+            f" {', '.join(mapper.label_space.names[1:6])}... ({len(mapper.label_space) - 1})"
+        )
+    try:
+        tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items() if not n.startswith("keyframes/")}
+        keyframes = [_decoded(described, arrays, mapper.device) for described in meta["keyframes"]]
+        merged_into = {int(gone): kept for gone, kept in meta["merged_into"].items()}
+        columns = {name: tensors[f"gaussians/{name}"] for name in WIDTHS}
+        book = {name: tensors[f"gaussians/{name}"] for name in BOOK}
+        query_columns = {name: tensors[f"queries/{name}"] for name in QUERY_COLUMNS}
+        records = {name: tensors[f"queries/{name}"] for name in ("ids", "evidence", "counts", "votes")}
+        head = {name: tensors[f"head/{name}"] for name in ("codes", "key_projection")}
+        up, next_id = np.array(meta["up"]), int(meta["next_id"])
+        num_frames, last_stamp_ns = int(meta["num_frames"]), int(meta["last_stamp_ns"])
+    except KeyError as error:
+        raise ValueError(f"the saved map is incomplete: {error} is missing") from error
+    if records["counts"].shape[1:] != (len(COUNTS),):
+        raise ValueError(f"the saved map has {records['counts'].shape} object records, expected {len(COUNTS)} columns")
+    mapper.reset()
+    mapper.map.gaussians.restore(columns, book)
+    queries = mapper.map.queries
+    queries.table.append(**query_columns)
+    for name, record in records.items():
+        setattr(queries, name, record)
+    queries.next_id, queries.merged_into = next_id, merged_into
+    with torch.no_grad():
+        for name, value in head.items():
+            getattr(mapper.map.head, name).copy_(value)
+    mapper.keyframes.all = keyframes
+    mapper.up, mapper.num_frames, mapper.last_stamp_ns = up, num_frames, last_stamp_ns
+
+
+def _described(keyframe: Keyframe) -> dict[str, Any]:
+    return {
+        "id": keyframe.id,
+        "stamp_ns": keyframe.stamp_ns,
+        "camera": vars(keyframe.camera),
+        "T_map_camera": keyframe.T_map_camera.tolist(),
+        "mask_classes": keyframe.mask_classes,
+        "mask_scores": keyframe.mask_scores,
+        "mask_ids": keyframe.mask_ids,
+    }
+
+
+def _encoded_images(keyframe: Keyframe) -> dict[str, np.ndarray]:
+    color = keyframe.color.cpu().numpy()[..., ::-1]
+    depth = np.clip(np.rint(keyframe.depth.cpu().numpy() / DEPTH_UNIT_M), 0, 65535).astype(np.uint16)
+    images = {
+        "color": cv2.imencode(".jpg", color, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1],
+        "depth": cv2.imencode(".png", depth)[1],
+        "semantic": cv2.imencode(".png", keyframe.semantic.cpu().numpy().astype(np.uint16))[1],
+        "mask_index": cv2.imencode(".png", keyframe.mask_index.cpu().numpy().astype(np.uint16))[1],
+        "confidence": cv2.imencode(".png", np.rint(255 * keyframe.confidence.cpu().numpy()).astype(np.uint8))[1],
+    }
+    return {f"keyframes/{keyframe.id:06d}/{name}": image.ravel() for name, image in images.items()}
+
+
+def _decoded(described: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device) -> Keyframe:
+    def image(name: str) -> np.ndarray:
+        decoded = cv2.imdecode(arrays[f"keyframes/{described['id']:06d}/{name}"], cv2.IMREAD_UNCHANGED)
+        if decoded is None:
+            raise ValueError(f"the saved map has an unreadable {name} image of keyframe {described['id']}")
+        return decoded
+
+    return Keyframe(
+        id=described["id"],
+        stamp_ns=described["stamp_ns"],
+        camera=PinholeCamera(**described["camera"]),
+        T_map_camera=np.array(described["T_map_camera"]),
+        color=torch.tensor(image("color")[..., ::-1].copy(), device=device),
+        depth=torch.tensor(image("depth").astype(np.float32) * DEPTH_UNIT_M, device=device),
+        semantic=torch.tensor(image("semantic").astype(np.int32), device=device),
+        mask_index=torch.tensor(image("mask_index").astype(np.int32), device=device),
+        confidence=torch.tensor(image("confidence").astype(np.float32) / 255, device=device),
+        mask_classes=described["mask_classes"],
+        mask_scores=described["mask_scores"],
+        mask_ids=described["mask_ids"],
+    )

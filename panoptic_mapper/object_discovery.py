@@ -1,0 +1,124 @@
+"""The life of objects: masks are matched to queries, unmatched masks open new ones, duplicates merge, ghosts retire."""
+
+from __future__ import annotations
+
+import torch
+
+from panoptic_mapper.association import AssociationConfig, mask_overlap, match_masks, same_object_votes
+from panoptic_mapper.density_control import DensityConfig, depth_at_centers, tolerance, usable_depth
+from panoptic_mapper.geometry import backproject, transform
+from panoptic_mapper.instances import InstanceQueries
+from panoptic_mapper.keyframes import Keyframe, KeyframeStore
+from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.rasterizers.base import Rendering
+
+
+@torch.no_grad()
+def associate(
+    keyframe: Keyframe,
+    view: MapView,
+    rendering: Rendering,
+    queries: InstanceQueries,
+    config: AssociationConfig,
+    density: DensityConfig,
+) -> None:
+    """Matches the masks of a keyframe to the queries in view and counts the evidence; fills `keyframe.mask_ids`."""
+    num_masks, rows = len(keyframe.mask_ids) - 1, view.queries.ids.cpu()
+    if num_masks == 0 or len(rows) == 0:
+        return
+    masks = view.blend_labels().masks
+    same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
+    explained = (rendering.alpha > 0.5) & (same_surface | (keyframe.depth == 0))
+    overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
+    class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T.to(masks)
+    queries.votes[rows[:, None], rows] += same_object_votes(overlap, config).cpu()
+    queries.column("keyframes_missed")[rows] += 1
+    for mask, query in match_masks(overlap, class_probs, config):
+        row = int(rows[query])
+        queries.observe(row, keyframe.mask_classes[mask + 1], keyframe.mask_scores[mask + 1], keyframe.stamp_ns)
+        keyframe.mask_ids[mask + 1] = int(queries.ids[row])
+
+
+@torch.no_grad()
+def open_queries(keyframe: Keyframe, map: PanopticMap, density: DensityConfig) -> list[int]:
+    """Opens a query for every unmatched mask of a thing with enough depth; returns the new public ids."""
+    T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(keyframe.depth.device)
+    points = transform(T_map_camera, backproject(keyframe.depth, keyframe.camera))
+    usable = usable_depth(keyframe.depth, density)
+    new_ids = []
+    for mask in range(1, len(keyframe.mask_ids)):
+        class_index = keyframe.mask_classes[mask]
+        if keyframe.mask_ids[mask] or not bool(map.head.is_thing[class_index]):
+            continue
+        inside = points[(keyframe.mask_index == mask) & usable]
+        if len(inside) >= map.queries.config.min_mask_px:
+            score, stamp_ns = keyframe.mask_scores[mask], keyframe.stamp_ns
+            keyframe.mask_ids[mask] = map.queries.add(inside, class_index, score, stamp_ns)
+            new_ids.append(keyframe.mask_ids[mask])
+    return new_ids
+
+
+@torch.no_grad()
+def label_unlabeled(keyframe: Keyframe, map: PanopticMap, density: DensityConfig) -> None:
+    """Gives Gaussians that have no label yet the keyframe's label at their pixel, so that it is right at once."""
+    ids = map.gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
+    ids = ids[map.gaussians["class_index"][ids] == 0]
+    at = depth_at_centers(map.gaussians["means"][ids], keyframe, density)
+    on_surface = at.valid & ((at.depth - at.surface).abs() < tolerance(at.surface, density))
+    on_surface &= keyframe.semantic[at.v, at.u] > 0
+    ids, u, v = ids[on_surface], at.u[on_surface], at.v[on_surface]
+    class_index = keyframe.semantic[v, u].long()
+    public_ids = torch.tensor(keyframe.mask_ids, device=ids.device)[keyframe.mask_index[v, u].long()]
+    rows = map.queries.rows_of(public_ids)
+    in_view = torch.unique(rows[rows >= 0])
+    keys = map.head.keys(map.queries.table["embeddings"][in_view])
+    own = torch.where(rows >= 0, torch.searchsorted(in_view, rows), -1)
+    map.gaussians.table.set_rows(
+        ids,
+        semantics=map.head.semantic_features(class_index, keyframe.confidence[v, u]),
+        instances=map.head.instance_features(keys, own),
+    )
+    map.gaussians["class_index"][ids] = class_index.int()
+    map.gaussians["instance_id"][ids] = public_ids.int()
+    map.gaussians["confidence_permille"][ids] = (500 * keyframe.confidence[v, u]).int()
+
+
+@torch.no_grad()
+def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
+    """Merges queries that turned out to be one object, retires ghosts, and refits the rest to their Gaussians."""
+    queries = map.queries
+    if len(queries) == 0:
+        return
+    for keep, gone in _merges(queries):
+        queries.merge(keep, gone)
+        _relabel(map, int(queries.ids[gone]), keep)
+    ids = map.gaussians["instance_id"].long()
+    num_gaussians = torch.bincount(queries.rows_of(ids) + 1, minlength=len(queries) + 1)[1:].cpu()
+    missed = queries.column("keyframes_missed") >= queries.config.retire_after_keyframes
+    ghosts = missed & (num_gaussians < queries.config.min_gaussians)
+    merged = torch.tensor([int(id) in queries.merged_into for id in queries.ids])
+    if bool((ghosts | merged).any()):
+        queries.remove((ghosts | merged).nonzero()[:, 0].tolist())
+        keyframes.resolve_ids({id: queries.resolve(id) for id in queries.merged_into})
+    weight = map.gaussians["confidence_permille"] / 1000 * map.gaussians["opacity_logits"][:, 0].sigmoid()
+    queries.refit(map.gaussians["means"], weight, queries.rows_of(ids))
+
+
+def _merges(queries: InstanceQueries) -> list[tuple[int, int]]:
+    """Disjoint pairs (keep, gone) of rows whose votes say that they are one object; the older id is kept."""
+    votes = torch.triu(queries.votes, diagonal=1)
+    pairs, taken = [], set()
+    for keep, gone in (votes >= queries.config.merge_evidence).nonzero().tolist():
+        if keep not in taken and gone not in taken:
+            pairs.append((keep, gone))
+            taken |= {keep, gone}
+    return pairs
+
+
+def _relabel(map: PanopticMap, old_id: int, new_row: int) -> None:
+    """Hands the Gaussians of an object over to another query."""
+    ids = (map.gaussians["instance_id"] == old_id).nonzero()[:, 0]
+    keys = map.head.keys(map.queries.table["embeddings"])
+    own = torch.full_like(ids, new_row)
+    map.gaussians.table.set_rows(ids, instances=map.head.instance_features(keys, own))
+    map.gaussians["instance_id"][ids] = int(map.queries.ids[new_row])

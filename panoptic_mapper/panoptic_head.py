@@ -1,0 +1,71 @@
+"""The learned maps from features to labels, shared by all Gaussians and queries."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
+from panoptic_mapper.label_space import UNLABELED, LabelSpace
+
+CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
+UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
+FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
+
+
+class PanopticHead(nn.Module):
+    """Class codes (semantic feature to class logits) and the key projection of query embeddings."""
+
+    is_thing: Tensor
+
+    def __init__(self, label_space: LabelSpace, generator: torch.Generator, device: torch.device):
+        super().__init__()
+        num_classes = len(label_space)
+        codes = torch.randn(num_classes, SEMANTIC_DIM, generator=generator)
+        for _ in range(200):  # spread the codes over the sphere, so that no two classes start alike
+            gram = F.normalize(codes, dim=1) @ F.normalize(codes, dim=1).T
+            gram.fill_diagonal_(0)
+            codes = F.normalize(codes, dim=1) - 0.1 * gram.clamp_min(0) @ F.normalize(codes, dim=1)
+        self.codes = nn.Parameter(CODE_GAIN * F.normalize(codes, dim=1))
+        self.key_projection = nn.Parameter(torch.eye(INSTANCE_DIM))
+        self.register_buffer("is_thing", torch.from_numpy(label_space.is_thing))
+        self.to(device)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.codes)
+
+    @property
+    def num_stuff(self) -> int:
+        return int((~self.is_thing).sum())
+
+    def class_probabilities(self, semantics: Tensor) -> Tensor:
+        """p_g [V, C] of semantic features [V, SEMANTIC_DIM]."""
+        logits = semantics @ self.codes.T
+        unlabeled = logits.new_full((len(logits), 1), UNLABELED_LOGIT)
+        return torch.cat([unlabeled, logits[:, UNLABELED + 1 :]], dim=1).softmax(-1)
+
+    def keys(self, embeddings: Tensor) -> Tensor:
+        """LN(W e_q) [Q, INSTANCE_DIM] of query embeddings."""
+        return F.layer_norm(embeddings @ self.key_projection.T, (INSTANCE_DIM,))
+
+    @torch.no_grad()
+    def semantic_features(self, class_indices: Tensor, confidence: Tensor) -> Tensor:
+        """Features [n, SEMANTIC_DIM] for which `class_indices` [n] win; unlabeled gives 0."""
+        codes = F.normalize(self.codes, dim=1)[class_indices] * confidence[:, None]
+        return torch.where((class_indices == UNLABELED)[:, None], torch.zeros_like(codes), codes)
+
+    @torch.no_grad()
+    def instance_features(self, keys: Tensor, own: Tensor) -> Tensor:
+        """Features [n, INSTANCE_DIM] that score high with their own query and low with the others.
+
+        The least-squares solution of F keys^T = +FEATURE_LOGIT for `own` [n] (index into keys [Q, E]), minus that
+        for all other queries in view; own = -1 (no query) gives 0.
+        """
+        if len(keys) == 0:
+            return keys.new_zeros(len(own), INSTANCE_DIM)
+        targets = FEATURE_LOGIT * (2 * torch.eye(len(keys), device=keys.device) - 1)
+        ridge = 1e-2 * INSTANCE_DIM * torch.eye(len(keys), device=keys.device)
+        solutions = targets @ torch.linalg.solve(keys @ keys.T + ridge, keys)  # [Q, E]
+        return torch.where((own < 0)[:, None], torch.zeros_like(solutions[:1]), solutions[own.clamp_min(0)])

@@ -1,0 +1,76 @@
+"""The panoptic map as one thing: Gaussians, instance queries and the head between them, seen through a rasteriser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
+from panoptic_mapper.geometry import inverse_pose
+from panoptic_mapper.instances import InstanceQueries
+from panoptic_mapper.label_rendering import LabelRendering, blend_labels
+from panoptic_mapper.panoptic_head import PanopticHead
+from panoptic_mapper.parameter_table import Rows
+from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
+
+
+@dataclass(frozen=True)
+class MapView:
+    """What one camera sees of the map: gathered rows that gradients reach, projected and sorted."""
+
+    gaussians: Rows  # candidates [M]; the visible ones are `projection.visible` of these
+    queries: Rows  # queries in view [Q]
+    projection: ProjectedView
+    head: PanopticHead
+
+    @property
+    def visible_ids(self) -> Tensor:  # [V] rows of the map
+        return self.gaussians.ids[self.projection.visible]
+
+    def render(self) -> Rendering:
+        """Colour, depth and alpha."""
+        return self.projection.render(self.gaussians["colors"][self.projection.visible])
+
+    def blend_labels(self) -> LabelRendering:
+        """Semantic and panoptic label images."""
+        return blend_labels(self.projection, self.gaussians, self.queries, self.head)
+
+
+@dataclass(frozen=True)
+class PanopticMap:
+    """All that is learned."""
+
+    gaussians: GaussianMap
+    queries: InstanceQueries
+    head: PanopticHead
+    rasterizer: Rasterizer
+
+    def view(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> MapView:
+        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory."""
+        device = self.gaussians.table.device
+        T_camera_map = torch.from_numpy(inverse_pose(T_map_camera)).float().to(device)
+        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera))
+        projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
+        visible_means = candidates["means"].detach()[projection.visible]
+        queries = self.queries.table.gather(self.queries.in_view(T_camera_map, camera, visible_means))
+        return MapView(candidates, queries, projection, self.head)
+
+    @torch.no_grad()
+    def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
+        """Writes the label that each visible Gaussian of a view now has into the map's bookkeeping."""
+        probability, column = labels.distribution.max(1)
+        is_thing = self.head.is_thing
+        stuff_classes = (~is_thing).nonzero()[:, 0]
+        num_stuff = len(stuff_classes)
+        stuff = stuff_classes[column.clamp_max(num_stuff - 1)]
+        thing = torch.where(is_thing, labels.class_probs, -1).argmax(1)
+        no_object = torch.zeros(1, dtype=torch.int64)
+        public_ids = torch.cat([no_object, self.queries.ids[view.queries.ids.cpu()]]).to(column.device)
+        book, ids = self.gaussians, view.visible_ids
+        book["class_index"][ids] = torch.where(column < num_stuff, stuff, thing).int()
+        book["instance_id"][ids] = public_ids[(column - num_stuff).clamp_min(0)].int()
+        book["confidence_permille"][ids] = (1000 * probability).int()

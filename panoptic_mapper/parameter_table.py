@@ -1,0 +1,114 @@
+"""Rows of learnable vectors with their Adam state, in packed storage that grows, and the one way to change them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam's constants as 3D Gaussian splatting uses them
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gathered rows: one leaf tensor for the optimiser, seen as named columns."""
+
+    ids: Tensor  # [V] int64 rows of the table
+    leaf: Tensor  # [V, D] requires grad
+    columns: dict[str, Tensor]  # name -> [V, width] views of `leaf`
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class ParameterTable:
+    """Learnable rows [N, D] whose columns have names. Only rows that took part in a step are touched by it.
+
+    Adam's moments and step counts are kept per row, so a row that is not in view does not drift on old momentum, and
+    a new row gets its own bias correction.
+    """
+
+    def __init__(self, widths: dict[str, int], learning_rates: dict[str, float], device: torch.device):
+        self.widths = widths
+        self.device = device
+        self._rates = torch.cat([torch.full((w,), learning_rates[name]) for name, w in widths.items()]).to(device)
+        width = sum(widths.values())
+        self._values = torch.zeros(0, width, device=device)
+        self._moments = torch.zeros(0, 2, width, device=device)
+        self._steps = torch.zeros(0, device=device)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, name: str) -> Tensor:
+        """All rows of a column [N, width], detached; a view that must not be kept beyond the next `append`."""
+        start = 0
+        for other, width in self.widths.items():
+            if other == name:
+                return self._values[: self._size, start : start + width]
+            start += width
+        raise KeyError(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that is held, spare capacity included."""
+        return sum(t.nbytes for t in (self._values, self._moments, self._steps))
+
+    def gather(self, ids: Tensor) -> Rows:
+        """Copies the rows `ids` [V] (distinct) into a leaf that gradients reach; hand it to `update` after backward."""
+        leaf = self._values[ids].requires_grad_()
+        columns = leaf.split(list(self.widths.values()), dim=1)
+        return Rows(ids, leaf, dict(zip(self.widths, columns, strict=True)))
+
+    def update(self, rows: Rows) -> None:
+        """One Adam step on gathered rows (Kingma and Ba 2015)."""
+        grad = rows.leaf.grad
+        if grad is None:
+            return
+        self._steps[rows.ids] += 1
+        t = self._steps[rows.ids][:, None]
+        moments = self._moments[rows.ids]
+        first = moments[:, 0].lerp_(grad, 1 - BETA_1)
+        second = moments[:, 1].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
+        self._moments[rows.ids] = moments
+        step = first / (1 - BETA_1**t) / ((second / (1 - BETA_2**t)).sqrt_() + EPSILON)
+        self._values[rows.ids] = rows.leaf.detach() - self._rates * step
+
+    def append(self, **columns: Tensor) -> None:
+        """Adds rows; every column must be given, [n, width] each."""
+        missing = set(self.widths) ^ set(columns)
+        if missing:
+            raise ValueError(f"append: columns {sorted(missing)} are missing or unknown")
+        new = torch.cat([columns[name].to(self._values) for name in self.widths], dim=1)
+        end = self._size + len(new)
+        if end > len(self._values):
+            self._reserve(max(end, 2 * len(self._values)))
+        self._values[self._size : end] = new
+        self._moments[self._size : end] = 0
+        self._steps[self._size : end] = 0
+        self._size = end
+
+    def keep(self, mask: Tensor) -> None:
+        """Drops the rows where `mask` [N] is False; the order of the others stays."""
+        kept = mask.nonzero()[:, 0]
+        for tensor in (self._values, self._moments, self._steps):
+            tensor[: len(kept)] = tensor[: self._size][kept]
+        self._size = len(kept)
+
+    def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
+        """Overwrites columns of the rows `ids` [n] and forgets their momentum."""
+        for name, values in columns.items():
+            self[name][ids] = values.to(self._values)
+        self._moments[ids] = 0
+
+    def _reserve(self, capacity: int) -> None:
+        for name in ("_values", "_moments", "_steps"):
+            old = getattr(self, name)
+            new = old.new_zeros(capacity, *old.shape[1:])
+            new[: self._size] = old[: self._size]
+            setattr(self, name, new)
