@@ -79,9 +79,8 @@ class SyntheticRoom:
     Frame by frame the same whatever the order of access: the noise of a frame depends on the seed and its index.
     """
 
-    label_space: LabelSpace = LABEL_SPACE
-
     def __init__(self, config: SyntheticConfig | None = None) -> None:
+        self.label_space: LabelSpace | None = LABEL_SPACE
         self.config = config = config or SyntheticConfig()
         self.name = f"synthetic-{config.num_rooms}-seed{config.seed}"
         rng = np.random.default_rng([config.seed, config.num_rooms])
