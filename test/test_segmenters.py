@@ -8,7 +8,7 @@ import pytest
 
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
-from panoptic_mapper.segmenters import SegmenterConfig, axis_vector, check_segmentation, create_segmenter
+from panoptic_mapper.segmenters import SegmenterConfig, check_segmentation, create_segmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
 
 SPACE = LabelSpace.from_classes(
@@ -150,9 +150,3 @@ def test_check_accepts_good_labels(good):
 def test_check_names_what_is_wrong(bad, message):
     with pytest.raises(ValueError, match=message):
         check_segmentation(bad, make_frame(), SPACE)
-
-
-def test_axis_vectors():
-    np.testing.assert_array_equal(axis_vector("+z"), [0, 0, 1])
-    np.testing.assert_array_equal(axis_vector("-y"), [0, -1, 0])
-    assert axis_vector("auto") is None

@@ -13,6 +13,7 @@ from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.geometric import GeometricSegmenter
 from panoptic_mapper.segmenters.none import NoSegmenter
+from panoptic_mapper.segmenters.tiny import TinySegmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
 
 __all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segmenter"]
@@ -22,18 +23,16 @@ __all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segment
 class SegmenterConfig(Config):
     """Where the 2D panoptic labels come from."""
 
-    name: Literal["dataset", "topic", "geometric", "none"] = param(
+    name: Literal["dataset", "topic", "tiny", "geometric", "none"] = param(
         "dataset",
-        "source of the 2D labels: those of the sequence, a label image topic, shape alone, or none",
-        choices=("dataset", "topic", "geometric", "none"),
+        "source of the 2D labels: those of the sequence, a label image topic, small networks, shape alone, or none",
+        choices=("dataset", "topic", "tiny", "geometric", "none"),
     )
-    seed: int = param(0, "dataset: seed of the instance permutation and of the label noise", ge=0)
-    min_area_px: int = param(400, "geometric: smallest object, in pixels of a 640x480 image", ge=1)
-    up: Literal["+x", "-x", "+y", "-y", "+z", "-z", "auto"] = param(
-        "+z",
-        "geometric: the map's axis that points up; auto = estimated from the first frame",
-        choices=("+x", "-x", "+y", "-y", "+z", "-z", "auto"),
-    )
+    seed: int = param(0, "dataset: seed of the instance permutation", ge=0)
+    model_dir: str = param("", "tiny: folder with the weights; empty = $PANOPTIC_MAPPER_MODELS, the cache, or download")
+    score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
+    num_threads: int = param(1, "tiny: threads of each network; more than idle cores make it slower", ge=1)
+    min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
 
 
 def create_segmenter(
@@ -43,24 +42,19 @@ def create_segmenter(
 
     Args:
         label_space: classes of the labels that come with the frames; needed by 'dataset' and 'topic'.
-        up: the map's up direction [3], where it is known better than `config.up` says.
+        up: the map's up direction [3], for 'tiny' and 'geometric'; None = estimated from the first frames.
 
     Raises:
-        ValueError: that label space is missing.
+        ValueError: that label space is missing, or a run time or weights of 'tiny' are.
     """
     if config.name == "none":
         return NoSegmenter()
     if config.name == "geometric":
-        return GeometricSegmenter(axis_vector(config.up) if up is None else up, config.min_area_px)
+        return GeometricSegmenter(up, config.min_area_px)
+    if config.name == "tiny":
+        return TinySegmenter(up, config.model_dir, config.score_threshold, config.min_area_px, config.num_threads)
     if label_space is None:
         raise ValueError(f"segmenter '{config.name}': there is no label space; the sequence or topic has no labels")
     if config.name == "topic":
         return TopicSegmenter(label_space)
     return DatasetSegmenter(label_space, config.seed)
-
-
-def axis_vector(axis: str) -> np.ndarray | None:
-    """The unit vector [3] of "+x" .. "-z"; None for "auto"."""
-    if axis == "auto":
-        return None
-    return np.eye(3)["xyz".index(axis[1])] * (1.0 if axis[0] == "+" else -1.0)

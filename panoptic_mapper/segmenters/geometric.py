@@ -5,17 +5,13 @@ No weights, no colour. Doors, pictures and other flat things on walls are part o
 
 from __future__ import annotations
 
-import logging
-
 import cv2
 import numpy as np
 
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
-from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
 from panoptic_mapper.segmenters import surface
-
-logger = logging.getLogger(__name__)
+from panoptic_mapper.segmenters.up_direction import UpDirection
 
 GEOMETRIC_LABEL_SPACE = LabelSpace.from_classes(
     [
@@ -53,20 +49,19 @@ class GeometricSegmenter:
 
     def __init__(self, up: np.ndarray | None = None, min_area_px: int = 400) -> None:
         self.label_space = GEOMETRIC_LABEL_SPACE
-        self._up = None if up is None else np.asarray(up, float) / np.linalg.norm(up)
+        self._up = UpDirection(up)
         self._min_area_px = min_area_px
         self._floor_m: float | None = None  # the lowest level seen, along `up` from the map's origin
 
     def segment(self, frame: Frame) -> Segmentation | None:
         """Labels of the frame, or None while the up direction is still unknown."""
-        if self._up is None:
-            self._up = _up_or_none(frame)
-        if self._up is None:
+        up = self._up.in_map(frame)
+        if up is None:
             return None
         size = frame.camera.width, frame.camera.height
         scale = min(1.0, WORK_WIDTH_PX / size[0])
         small = frame.resized(round(size[0] * scale), round(size[1] * scale))
-        semantic, instance = self._segment_small(small, self._up)
+        semantic, instance = self._segment_small(small, up)
         labels = Segmentation(semantic, instance).resized(*size)
         known = frame.depth > 0
         semantic, instance = np.where(known, labels.semantic, 0), np.where(known, labels.instance, 0)
@@ -205,13 +200,3 @@ def _horizontal_axes(up: np.ndarray) -> np.ndarray:
     first = np.cross(up, helper)
     first /= np.linalg.norm(first)
     return np.stack([first, np.cross(up, first)])
-
-
-def _up_or_none(frame: Frame) -> np.ndarray | None:
-    try:
-        up = estimate_up([frame])
-    except ValueError as error:
-        logger.warning("geometric segmenter: %s", error)
-        return None
-    logger.info("geometric segmenter: estimated up direction %s", np.round(up, 3))
-    return up

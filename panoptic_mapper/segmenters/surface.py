@@ -52,9 +52,9 @@ def surface_normals(w: np.ndarray, camera: PinholeCamera) -> np.ndarray:
     return normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
 
 
-def jump_edges(w: np.ndarray) -> np.ndarray:
+def jump_edges(w: np.ndarray, relative: float = JUMP_RELATIVE, minimum: float = JUMP_MIN) -> np.ndarray:
     """Pixels [H, W] bool on either side of a depth discontinuity, beside missing depth, or at the image's rim."""
-    tolerance = np.maximum(JUMP_MIN, JUMP_RELATIVE * w)
+    tolerance = np.maximum(minimum, relative * w)
     left, right, above, below = _neighbours(w)
     edges = w <= 0
     for behind, ahead in ((left, right), (above, below)):
