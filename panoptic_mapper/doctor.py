@@ -30,6 +30,7 @@ LIBRARIES = {
     "safetensors": "safetensors",
     "yaml": "pyyaml",
     "psutil": "psutil",
+    "ninja": "ninja",
 }
 _INSTALL = "make install"
 _FETCH_MODELS = f"{sys.executable} -c 'from panoptic_mapper.model_store import *; [find_model(m) for m in MODELS]'"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Compiles every CUDA kernel for the architectures that are supported; needs nvcc, but no GPU and no CUDA build of torch.
+# So the kernels include c10/cuda/CUDAStream.h and CUDAGuard.h; ATen/cuda/CUDAContext.h would need the cuSPARSE headers too.
 # Usage: cuda_check.sh PYTHON
 set -euo pipefail
 cd "$(dirname "$0")/.."
