@@ -31,6 +31,7 @@ LIBRARIES = {
     "yaml": "pyyaml",
     "psutil": "psutil",
     "ninja": "ninja",
+    "matplotlib": "matplotlib",
 }
 _INSTALL = "make install"
 _FETCH_MODELS = f"{sys.executable} -c 'from panoptic_mapper.model_store import *; [find_model(m) for m in MODELS]'"
