@@ -42,12 +42,28 @@ def dataset_segmenter(**settings):
     return create_segmenter(SegmenterConfig(name="dataset", **settings), SPACE)
 
 
-def test_dataset_output_does_not_depend_on_the_input_ids():
-    expected = dataset_segmenter().segment(make_frame(four_chairs()))
-    for ids in ([4, 3, 2, 1], [2, 1, 4, 3], [900, 17, 65535, 3]):
-        result = dataset_segmenter().segment(make_frame(renumbered(four_chairs(), ids)))
-        np.testing.assert_array_equal(result.instance, expected.instance)
-        np.testing.assert_array_equal(result.semantic, expected.semantic)
+@pytest.mark.parametrize("noise", ["clean", "moderate", "hard"])
+def test_dataset_output_does_not_depend_on_the_input_ids(noise):
+    for stamp_ns in range(5):
+        expected = dataset_segmenter(noise=noise).segment(make_frame(four_chairs(), stamp_ns))
+        for ids in ([4, 3, 2, 1], [2, 1, 4, 3], [900, 17, 65535, 3]):
+            result = dataset_segmenter(noise=noise).segment(make_frame(renumbered(four_chairs(), ids), stamp_ns))
+            np.testing.assert_array_equal(result.instance, expected.instance)
+            np.testing.assert_array_equal(result.semantic, expected.semantic)
+            np.testing.assert_array_equal(result.confidence, expected.confidence)
+
+
+def test_dataset_noise_grows_with_its_level():
+    def agreement(noise):
+        segmenter = dataset_segmenter(noise=noise)
+        results = [segmenter.segment(make_frame(four_chairs(), stamp_ns)) for stamp_ns in range(20)]
+        for result in results:
+            check_segmentation(result, make_frame(), SPACE)
+        return np.mean([(r.semantic == four_chairs().semantic).mean() for r in results])
+
+    clean, moderate, hard = (agreement(level) for level in ("clean", "moderate", "hard"))
+    assert clean == 1
+    assert 0.99 > moderate > hard > 0.3
 
 
 def test_dataset_keeps_the_masks_and_classes():

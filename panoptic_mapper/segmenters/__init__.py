@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from panoptic_mapper.config import Config, param
+from panoptic_mapper.datasets.noise import NOISE_LEVELS, NoiseConfig
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
@@ -28,7 +29,10 @@ class SegmenterConfig(Config):
         "source of the 2D labels: those of the sequence, a label image topic, small networks, shape alone, or none",
         choices=("dataset", "topic", "tiny", "geometric", "none"),
     )
-    seed: int = param(0, "dataset: seed of the instance permutation", ge=0)
+    seed: int = param(0, "dataset: seed of the instance permutation and of the label noise", ge=0)
+    noise: Literal["clean", "moderate", "hard"] = param(
+        "clean", "dataset: how wrong the labels are made", choices=tuple(NOISE_LEVELS)
+    )
     model_dir: str = param("", "tiny: folder with the weights; empty = $PANOPTIC_MAPPER_MODELS, the cache, or download")
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
     num_threads: int = param(1, "tiny: threads of each network; more than idle cores make it slower", ge=1)
@@ -57,4 +61,4 @@ def create_segmenter(
         raise ValueError(f"segmenter '{config.name}': there is no label space; the sequence or topic has no labels")
     if config.name == "topic":
         return TopicSegmenter(label_space)
-    return DatasetSegmenter(label_space, config.seed)
+    return DatasetSegmenter(label_space, config.seed, NoiseConfig.from_level(config.noise))

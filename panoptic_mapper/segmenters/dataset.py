@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from panoptic_mapper.datasets.noise import NoiseConfig, corrupt
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import LabelSpace
 
 
 class DatasetSegmenter:
-    """Passes `frame.labels` on with new instance ids for every frame, so that identity stays the mapper's task."""
+    """Passes `frame.labels` on with new instance ids for every frame, so that identity stays the mapper's task.
 
-    def __init__(self, label_space: LabelSpace, seed: int = 0) -> None:
+    Args:
+        noise: what the labels suffer on the way, to stand for a real 2D model; None = nothing.
+    """
+
+    def __init__(self, label_space: LabelSpace, seed: int = 0, noise: NoiseConfig | None = None) -> None:
         self.label_space = label_space
         self._seed = seed
+        self._noise = noise or NoiseConfig()
 
     def segment(self, frame: Frame) -> Segmentation:
         """The frame's labels; the same frame and seed always give the same result, whatever its input ids were.
@@ -24,16 +30,14 @@ class DatasetSegmenter:
         if frame.labels is None:
             raise ValueError(f"frame at {frame.stamp_ns} ns has no labels; the 'dataset' segmenter needs them")
         rng = np.random.default_rng((self._seed, frame.stamp_ns))
-        return permute_instances(frame.labels, rng)
+        return corrupt(without_identity(frame.labels), self.label_space, self._noise, rng)
 
 
-def permute_instances(labels: Segmentation, rng: np.random.Generator) -> Segmentation:
-    """Renumbers the K instances to a random permutation of 1..K that does not depend on the ids they had."""
+def without_identity(labels: Segmentation) -> Segmentation:
+    """Renumbers the instances 1..K by their first pixel in reading order, which forgets the ids they had."""
     ids, first_pixels, inverse = np.unique(labels.instance, return_index=True, return_inverse=True)
-    is_instance = ids > 0
-    # Numbering by the first pixel in reading order forgets the ids; shuffling hides that order too.
-    order = np.argsort(first_pixels[is_instance])
+    is_instance = np.flatnonzero(ids > 0)
     new_ids = np.zeros(len(ids), dtype=np.int32)
-    new_ids[np.flatnonzero(is_instance)[order]] = 1 + rng.permutation(len(order))
+    new_ids[is_instance[np.argsort(first_pixels[is_instance])]] = 1 + np.arange(len(is_instance))
     instance = new_ids[inverse].reshape(labels.instance.shape)
     return Segmentation(labels.semantic.astype(np.int32), instance, labels.confidence)
