@@ -98,6 +98,18 @@ def test_cabinet_front_with_the_wall_behind_is_an_object():
     assert (labels.semantic[hit == 1] == WALL).mean() > 0.95
 
 
+def test_large_wall_with_an_open_door_stays_a_wall():
+    opening = (slice(0, 200), slice(80, 220))  # much of the next room is seen through it
+    depth, hit = render([FLOOR_PLANE, WALL_PLANE], [])
+    beyond, _ = render([FLOOR_PLANE, ((0, -1, 0), -6.0)], [])
+    in_door = np.zeros_like(hit, bool)
+    in_door[opening] = hit[opening] == 1
+    depth = np.where(in_door, beyond, depth)
+    assert in_door.mean() > 0.15  # more than a wall may have behind it
+    labels = GeometricSegmenter((0, 0, 1)).segment(frame_of(depth))
+    assert (labels.semantic[(hit == 1) & ~in_door] == WALL).mean() > 0.95
+
+
 def test_table_is_no_floor_once_the_floor_was_seen():
     segmenter = GeometricSegmenter((0, 0, 1))
     segmenter.segment(frame_of(render([FLOOR_PLANE], [])[0]))

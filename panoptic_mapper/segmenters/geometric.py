@@ -34,6 +34,7 @@ FLOOR_STEP_M = 0.15  # a frame's lowest level this much above the known floor is
 STOREY_M = 2.2  # a camera this high above the known floor has gone upstairs
 MIN_WALL_AREA_M2 = 1.0
 MAX_SHARE_BEHIND_WALL = 0.15  # of the valid pixels: cabinets and fridges have the room's wall behind them
+LARGE_WALL_AREA_M2 = 4.0  # no furniture is as large: this is a wall even with rooms behind its doors and windows
 MAX_WALLS = 6
 AZIMUTH_BINS = 36
 WALL_BIN_M = 0.1
@@ -136,7 +137,7 @@ def find_walls(
     up: np.ndarray,  # [3] camera frame
     camera: PinholeCamera,
 ) -> np.ndarray:
-    """Pixels [H, W] bool on large vertical planes that have almost nothing behind them.
+    """Pixels [H, W] bool on large vertical planes that have almost nothing behind them, or are larger than furniture.
 
     Planes are the peaks of a vote over azimuth and offset, weighted with the area that a pixel covers; so a wall counts
     as one however much stands before it.
@@ -149,8 +150,10 @@ def find_walls(
     band = PLANE_BAND_M + PLANE_BAND_PER_M * depth
     valid = depth > 0
     axes = _horizontal_axes(up).astype(np.float32)  # [2, 3]
+    incidence = np.abs(np.einsum("hwc,hwc->hw", points, normals)) / np.maximum(np.linalg.norm(points, axis=-1), 1e-9)
+    areas = depth**2 / (camera.fx * camera.fy) / np.maximum(incidence, 0.1)  # [H, W] m^2 that the pixel covers
     for _ in range(MAX_WALLS):
-        plane = _strongest_plane(points[candidates], normals[candidates], axes, camera)
+        plane = _strongest_plane(points[candidates], normals[candidates], areas[candidates], axes)
         if plane is None:
             break
         normal, offset = plane
@@ -160,20 +163,21 @@ def find_walls(
         if not on_plane.any():
             break
         share_behind = np.count_nonzero(valid & (distance < -3 * band)) / np.count_nonzero(valid)
-        if share_behind < MAX_SHARE_BEHIND_WALL:
+        if share_behind < MAX_SHARE_BEHIND_WALL or areas[on_plane].sum() > LARGE_WALL_AREA_M2:
             walls |= on_plane
         candidates &= ~on_plane
     return walls
 
 
 def _strongest_plane(
-    points: np.ndarray, normals: np.ndarray, axes: np.ndarray, camera: PinholeCamera
+    points: np.ndarray,  # [K, 3] m
+    normals: np.ndarray,  # [K, 3]
+    areas: np.ndarray,  # [K] m^2
+    axes: np.ndarray,  # [2, 3] horizontal
 ) -> tuple[np.ndarray, float] | None:
     """Unit normal [3] and offset (m) of the vertical plane with the largest area, at least MIN_WALL_AREA_M2."""
     if len(points) == 0:
         return None
-    slant = np.abs(np.einsum("kc,kc->k", points, normals)) / np.linalg.norm(points, axis=1)  # cos of the incidence
-    areas = points[:, 2] ** 2 / (camera.fx * camera.fy) / np.maximum(slant, 0.1)  # m^2 that the pixel covers
     horizontal = normals @ axes.T  # [K, 2]
     azimuth = np.arctan2(horizontal[:, 1], horizontal[:, 0])
     offsets = np.einsum("kc,kc->k", points, normals)
