@@ -100,8 +100,8 @@ def test_cabinet_front_with_the_wall_behind_is_an_object():
 
 def test_large_wall_with_an_open_door_stays_a_wall():
     opening = (slice(0, 200), slice(80, 220))  # much of the next room is seen through it
-    depth, hit = render([FLOOR_PLANE, WALL_PLANE], [])
-    beyond, _ = render([FLOOR_PLANE, ((0, -1, 0), -6.0)], [])
+    depth, hit = render([FLOOR_PLANE, ((0, -1, 0), -5.0)], [])
+    beyond, _ = render([FLOOR_PLANE, ((0, -1, 0), -8.0)], [])
     in_door = np.zeros_like(hit, bool)
     in_door[opening] = hit[opening] == 1
     depth = np.where(in_door, beyond, depth)
