@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 PRIOR_FLOOR = 1e-5  # keeps a gradient for Gaussians outside the query's ellipsoid
-UNASSIGNED_SCORE = 0.02  # s_0
+UNASSIGNED_SCORE = 2e-3  # s_0
 
 
 def query_scores(

@@ -26,7 +26,7 @@ class InstanceConfig(Config):
     lr_centers: float = param(1e-3, "Adam step of query centres, m", ge=0)
     lr_shapes: float = param(1e-3, "Adam step of query rotations and log scales", ge=0)
     spread: float = param(1.5, "standard deviations of a query over those of its points", gt=0)
-    min_mask_px: int = param(60, "masks with fewer pixels with depth open no query", ge=1)
+    min_mask_px: int = param(30, "masks with fewer pixels with depth open no query", ge=1)
     merge_evidence: float = param(2.0, "votes for one object (minus twice those for two) that merge queries", gt=0)
     min_gaussians: int = param(8, "a query that holds fewer Gaussians for long is retired", ge=1)
     retire_after_keyframes: int = param(15, "keyframes without a match after which a query may be retired", ge=1)

@@ -31,7 +31,7 @@ from panoptic_mapper.instances import InstanceConfig, InstanceQueries
 from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
-from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries
+from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
@@ -131,6 +131,7 @@ class PanopticMapper:
             self.map.gaussians.append(grown_gaussians(keyframe, new, self.config.density), keyframe.id)
             num_new = len(self.map.gaussians) - num_before
             label_unlabeled(keyframe, self.map, self.config.density)
+            refit_queries(self.map)
         with self._timed("optimize", stage_ms):
             self.refine(self.config.optimizer.steps_per_keyframe)
         with self._timed("maintain", stage_ms):

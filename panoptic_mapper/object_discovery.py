@@ -85,7 +85,7 @@ def label_unlabeled(keyframe: Keyframe, map: PanopticMap, density: DensityConfig
 
 @torch.no_grad()
 def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
-    """Merges queries that turned out to be one object, retires ghosts, and refits the rest to their Gaussians."""
+    """Merges queries that turned out to be one object and retires those that hold nothing."""
     queries = map.queries
     if len(queries) == 0:
         return
@@ -100,8 +100,14 @@ def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
     if bool((ghosts | merged).any()):
         queries.remove((ghosts | merged).nonzero()[:, 0].tolist())
         keyframes.resolve_ids({id: queries.resolve(id) for id in queries.merged_into})
-    weight = map.gaussians["confidence_permille"] / 1000 * map.gaussians["opacity_logits"][:, 0].sigmoid()
-    queries.refit(map.gaussians["means"], weight, queries.rows_of(ids))
+
+
+@torch.no_grad()
+def refit_queries(map: PanopticMap) -> None:
+    """Moves the queries' 3D Gaussians to where the Gaussians of the map that carry their label are."""
+    confidence = map.gaussians["confidence_permille"] / 1000
+    weights = confidence * map.gaussians["opacity_logits"][:, 0].sigmoid()
+    map.queries.refit(map.gaussians["means"], weights, map.queries.rows_of(map.gaussians["instance_id"].long()))
 
 
 def _merges(queries: InstanceQueries) -> list[tuple[int, int]]:
