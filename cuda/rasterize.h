@@ -4,7 +4,8 @@
 // Contract
 //   * All floating tensors are float32, contiguous, on the CPU; anything else is a c10::Error before any work.
 //   * The centre of the top-left pixel is at (0, 0). Depths are metres along the optical axis.
-//   * Empty inputs are valid and give empty lists and black images. Non-finite Gaussians are culled.
+//   * Empty inputs are valid and give empty lists and black images. Gaussians that are not finite, or
+//     more than 1e15 pixels away or large, are culled.
 //   * No atomics on floats: every sum has one fixed order, so results are bit-identical from run to run and for any
 //     number of threads (on one machine: the instruction set picks the kernels).
 //   * Letters: N Gaussians in, V visible, F feature channels, T tiles of 16x16 pixels in row-major order,

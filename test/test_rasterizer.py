@@ -92,6 +92,7 @@ def test_nothing_drawn_leaves_zeros(cpu: CpuRasterizer) -> None:
         {"means": [float("nan"), 0.0, 2.0]},
         {"means": [float("inf"), 0.0, 2.0]},
         {"scales": [float("nan"), 0.1, 0.1]},
+        {"scales": [1e30, 1e30, 1e30]},
         {"quats": [float("nan"), 0.0, 0.0, 0.0]},
         {"opacities": float("nan")},
     ],
@@ -147,6 +148,14 @@ def test_alpha_is_clamped_without_a_gradient(cpu: CpuRasterizer) -> None:
     alpha.sum().backward()
     assert opacity.grad is not None
     assert opacity.grad.item() == 0
+
+
+def test_no_channels(cpu: CpuRasterizer) -> None:
+    view = one_gaussian(cpu)
+    assert view.blend(torch.zeros(1, 0)).shape == (CAMERA.height, CAMERA.width, 0)
+    rendering = view.render(torch.zeros(1, 0))
+    assert rendering.color.shape == (CAMERA.height, CAMERA.width, 0)
+    assert rendering.depth[15, 20].item() == pytest.approx(2.0, abs=1e-5)
 
 
 def test_blend_gives_no_gradient_to_geometry(cpu: CpuRasterizer) -> None:

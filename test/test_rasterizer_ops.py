@@ -1,6 +1,8 @@
 """The compiled operators: registration, argument checks, and how they are found and built."""
 
 import logging
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -139,9 +141,10 @@ def test_library_for_another_torch_is_not_taken(
 @pytest.mark.parametrize(("missing", "command"), [("c++", "apt-get install g++"), ("ninja", "pip install ninja")])
 def test_what_is_missing_for_compiling_is_named(monkeypatch: pytest.MonkeyPatch, missing: str, command: str) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr("shutil.which", lambda name: None if name == missing else f"/usr/bin/{name}")
+    monkeypatch.setattr("shutil.which", lambda name, path=None: None if name == missing else f"/usr/bin/{name}")
     monkeypatch.setattr(ops, "_loaded_from", None)
     monkeypatch.setattr(ops, "ahead_of_time_library", lambda: None)
+    monkeypatch.setattr(ops, "cached_library", lambda: None)
     with pytest.raises(RuntimeError, match=command.replace("+", r"\+")):
         ops.load()
 
@@ -149,3 +152,29 @@ def test_what_is_missing_for_compiling_is_named(monkeypatch: pytest.MonkeyPatch,
 def test_installation_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_PACKAGE", tmp_path / "panoptic_mapper")
     assert "sources are not in this installation" in (ops.missing_for_compiling() or "")
+
+
+def test_cached_library_is_found_by_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert ops.cached_library() is None
+    sources = ops.source_dir()
+    assert sources is not None
+    (tmp_path / "panoptic_mapper").mkdir()
+    name = f"kernels-torch{torch.__version__}-{platform.machine()}-{build.source_hash(sources)}.so"
+    (tmp_path / "panoptic_mapper" / name).touch()
+    assert ops.cached_library() == tmp_path / "panoptic_mapper" / name
+
+
+def test_failed_compilation_is_reported_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = tmp_path / "cuda"
+    sources.mkdir()
+    (sources / "rasterize.cpp").write_text("this is not C++")
+    monkeypatch.setattr(ops, "source_dir", lambda: sources)
+    monkeypatch.setattr(ops, "ahead_of_time_library", lambda: None)
+    monkeypatch.setattr(ops, "_loaded_from", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    search_path = os.environ["PATH"]
+    with pytest.raises(RuntimeError, match="could not be compiled"):
+        ops.load()
+    assert list((tmp_path / "cache" / "panoptic_mapper").iterdir()) == []
+    assert os.environ["PATH"] == search_path

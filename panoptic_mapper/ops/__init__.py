@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import shutil
+import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -22,8 +25,8 @@ _loaded_from: Path | None = None
 def load() -> Path:
     """Loads the operators once and returns the library's file.
 
-    Takes the library that was built with the package if it was built for this torch; else compiles the sources
-    (about half a minute, once per version of torch and of the sources) into the user's cache.
+    Takes the library that was built with the package if it was built for this torch; else the one in the user's
+    cache; else compiles the sources into that cache (about a minute, once per version of torch and of the sources).
 
     Raises:
         RuntimeError: naming what is missing and the command that brings it.
@@ -31,8 +34,11 @@ def load() -> Path:
     global _loaded_from
     with _lock:
         if _loaded_from is None:
-            library = ahead_of_time_library() or _compile()
-            torch.ops.load_library(str(library))
+            library = ahead_of_time_library() or cached_library()
+            if library is None:
+                library = _compile_and_load()
+            else:
+                torch.ops.load_library(str(library))
             from panoptic_mapper.ops import rasterize  # registers autograd and fakes on what was just loaded
 
             rasterize.register()
@@ -64,40 +70,61 @@ def missing_for_compiling() -> str | None:
         return "the C++ sources are not in this installation; reinstall with: pip install --force-reinstall --no-deps ."
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         return "no C++ compiler; install one with: sudo apt-get install g++"
-    if shutil.which("ninja") is None:
-        return "the build tool ninja is missing; install it with: pip install ninja"
+    if shutil.which("ninja", path=_search_path()) is None:
+        return f"the build tool ninja is missing; install it with: {sys.executable} -m pip install ninja"
     return None
 
 
-def cache_dir() -> Path:
-    """Where compiled operators are kept, one folder per version of torch and of the sources."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def cached_library() -> Path | None:
+    """The library that an earlier run compiled from these sources for this torch."""
+    path = _cache_file()
+    return path if path is not None and path.is_file() else None
+
+
+def _cache_file() -> Path | None:
     sources = source_dir()
-    key = source_hash(sources) if sources else "none"
-    return Path(base) / "panoptic_mapper" / f"kernels-torch{torch.__version__}-{key}"
+    if sources is None:
+        return None
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = f"kernels-torch{torch.__version__}-{platform.machine()}-{source_hash(sources)}.so"
+    return base / "panoptic_mapper" / name
 
 
-def _compile() -> Path:
+def _search_path() -> str:
+    """PATH with this interpreter's folder first: ninja is there when the environment is not activated."""
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+
+
+def _compile_and_load() -> Path:
     missing = missing_for_compiling()
     if missing is not None:
         raise RuntimeError(f"the CPU operators are not built and cannot be compiled: {missing}")
     from torch.utils import cpp_extension
 
-    sources, folder = source_dir(), cache_dir()
+    sources, library = source_dir(), _cache_file()
     assert sources is not None
-    library = folder / "panoptic_mapper_kernels.so"
-    if not library.is_file():
-        logger.warning("compiling the CPU operators into %s; this takes about half a minute, once", folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    assert library is not None
+    logger.warning("compiling the CPU operators into %s; this takes about a minute, once", library)
+    path = os.environ.get("PATH")
     try:
-        cpp_extension.load(
-            "panoptic_mapper_kernels",
-            [str(path) for path in sorted(sources.glob("*.cpp"))],
-            extra_cflags=COMPILE_ARGS,
-            extra_ldflags=LINK_ARGS,
-            build_directory=str(folder),
-            is_python_module=False,
-        )
+        library.parent.mkdir(parents=True, exist_ok=True)
+        os.environ["PATH"] = _search_path()
+        # A folder of this run's own, and a rename at the end: neither a second process nor a kill leaves half a file.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            cpp_extension.load(
+                "panoptic_mapper_kernels",
+                [str(source) for source in sorted(sources.glob("*.cpp"))],
+                extra_cflags=COMPILE_ARGS,
+                extra_ldflags=LINK_ARGS,
+                build_directory=folder,
+                is_python_module=False,
+            )
+            os.replace(Path(folder) / "panoptic_mapper_kernels.so", library)
     except (RuntimeError, OSError) as error:
-        raise RuntimeError(f"the CPU operators could not be compiled in {folder}: {error}") from error
+        raise RuntimeError(f"the CPU operators could not be compiled into {library}: {error}") from error
+    finally:
+        if path is None:
+            del os.environ["PATH"]
+        else:
+            os.environ["PATH"] = path
     return library
