@@ -41,6 +41,7 @@ from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticV
 logger = logging.getLogger(__name__)
 
 UP_AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
+CPU_WIDTH_PX = 320  # what two cores can hold
 FRAMES_FOR_UP = 5  # first keyframes from which an unknown up direction is estimated
 SNAP_TO_Z = 0.97  # cosine above which an estimated up direction is taken to be exactly z
 
@@ -50,7 +51,7 @@ class MapperConfig(Config):
     """All settings of the mapper."""
 
     seed: int = param(0, "seed of all random choices", ge=0)
-    image_width_px: int = param(0, "images are mapped at this width, 0 = as they come", ge=0)
+    image_width_px: int = param(0, "images are mapped at this width, px; 0 = full on CUDA, 320 on a CPU", ge=0)
     up_axis: str = param("auto", "the map's up direction; auto estimates it", choices=("auto", *UP_AXES))
     rasterizer: RasterizerName = param(
         "auto", "auto = gsplat on CUDA, cpu elsewhere", choices=("auto", "cpu", "gsplat", "torch")
@@ -113,7 +114,7 @@ class PanopticMapper:
             ValueError: the segmenter's labels do not fit the frame or the label space. The map is as before.
         """
         self.num_frames += 1
-        mapped_frame = self._at_mapping_size(frame)
+        mapped_frame = self.at_mapping_size(frame)
         if not self._is_keyframe(mapped_frame):
             return IntegrationReport(is_keyframe=False)
         stage_ms: dict[str, float] = {}
@@ -162,6 +163,13 @@ class PanopticMapper:
         """The objects of the map, by ascending id."""
         return extraction.map_objects(self.map, self.label_space, self.up)
 
+    def at_mapping_size(self, frame: Frame) -> Frame:
+        """The frame at the resolution at which it is mapped: never larger than it came."""
+        width = self.config.image_width_px or (CPU_WIDTH_PX if self.device.type == "cpu" else frame.camera.width)
+        if width >= frame.camera.width:
+            return frame
+        return frame.resized(width, round(frame.camera.height * width / frame.camera.width))
+
     def stats(self) -> MapStats:
         """Counters and gauges."""
         map_bytes = self.map.gaussians.nbytes + self.map.queries.table.nbytes + self.keyframes.nbytes
@@ -187,12 +195,6 @@ class PanopticMapper:
         """
         mapper_state.restore_state(self, tensors, meta)
 
-    def _at_mapping_size(self, frame: Frame) -> Frame:
-        width = self.config.image_width_px
-        if width == 0 or width >= frame.camera.width:
-            return frame
-        return frame.resized(width, round(frame.camera.height * width / frame.camera.width))
-
     @torch.no_grad()
     def _is_keyframe(self, frame: Frame) -> bool:
         """Whether the camera has moved on, or sees enough that is not in the map."""
@@ -207,7 +209,7 @@ class PanopticMapper:
         if segmentation is None:
             return None
         check_segmentation(segmentation, frame, self.label_space)
-        mapped = self._at_mapping_size(frame)
+        mapped = self.at_mapping_size(frame)
         return segmentation.resized(mapped.camera.width, mapped.camera.height)
 
     def _prune(self) -> int:
