@@ -158,7 +158,8 @@ def test_depth_noise_and_dropout_have_the_asked_for_size():
 
 
 def test_pose_noise_has_the_asked_for_size():
-    exact, noisy = make(num_frames=60), make(num_frames=60, pose_noise_m=0.02, pose_noise_deg=1.0)
+    size = {"num_frames": 60, "width": 16, "height": 12}
+    exact, noisy = make(**size), make(**size, pose_noise_m=0.02, pose_noise_deg=1.0)
     np.testing.assert_allclose(exact[3].T_map_camera, exact.true_poses[3], atol=1e-14)
     T = np.stack([noisy[i].T_map_camera for i in range(60)])
     assert (T[:, :3, 3] - exact.true_poses[:, :3, 3]).std() == pytest.approx(0.02, rel=0.25)

@@ -102,7 +102,7 @@ class RosbagDataset:
 
     def __init__(self, path: str | Path, config: RosbagConfig | None = None) -> None:
         self.path = Path(path)
-        self.name = self.path.stem
+        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
         self.config = config or RosbagConfig()
         self._reader = open_bag(self.path)
         c = self.config

@@ -18,7 +18,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from scipy.spatial.transform import Rotation
 
 from panoptic_mapper.datasets.bag_file import TYPES
@@ -71,7 +71,10 @@ def write_rosbag(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
             partial = Path(folder) / path.name  # of the same name, for the bag's files carry it
-            with Writer(partial, version=9, storage_plugin=StoragePlugin[storage.upper()]) as writer:
+            bag_writer = Writer(partial, version=9, storage_plugin=StoragePlugin[storage.upper()])
+            if storage == "mcap":  # in chunks, which every mcap reader understands; labels shrink to a hundredth
+                bag_writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            with bag_writer as writer:
                 bag = _Bag(writer, dataset.label_space, color)
                 for done, index in enumerate(indices):
                     bag.write(dataset[index])
