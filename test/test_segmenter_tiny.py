@@ -294,7 +294,7 @@ def test_without_depth_and_up_the_networks_are_believed_with_less_confidence():
     ("module", "package", "make"),
     [
         ("ai_edge_litert.interpreter", "ai-edge-litert", lambda file: tiny_models.MosaicSemantic(file, 1)),
-        ("ncnn", "ncnn", lambda file: tiny_models.YoloxDetector(file, file, 1)),
+        ("ncnn", "ncnn", lambda file: tiny_models.YoloxDetector(file, file)),
     ],
 )
 def test_missing_run_time_names_the_extra(monkeypatch, tmp_path, module, package, make):

@@ -35,7 +35,7 @@ class SegmenterConfig(Config):
     )
     model_dir: str = param("", "tiny: folder with the weights; empty = $PANOPTIC_MAPPER_MODELS, the cache, or download")
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
-    num_threads: int = param(1, "tiny: threads of each network; more than idle cores make it slower", ge=1)
+    num_threads: int = param(2, "tiny: threads of the semantic network", ge=1)
     min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
 
 

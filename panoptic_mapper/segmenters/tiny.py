@@ -21,7 +21,7 @@ class TinySegmenter:
         model_dir: folder with the weights; empty = see `find_model`.
         score_threshold: least score of a box, 0..1.
         min_area_px: smallest segment, in pixels of a 640x480 image.
-        num_threads: of each network; they run one after the other.
+        num_threads: of the semantic network, which takes most of the time.
 
     Raises:
         ValueError: a run time is not installed, or the weights cannot be found or downloaded.
@@ -33,7 +33,7 @@ class TinySegmenter:
         model_dir: str = "",
         score_threshold: float = 0.3,
         min_area_px: int = 400,
-        num_threads: int = 1,
+        num_threads: int = 2,
     ) -> None:
         self.label_space = TINY_LABEL_SPACE
         self._up = UpDirection(up)
@@ -41,9 +41,7 @@ class TinySegmenter:
         self._min_area_px = min_area_px
         folder = model_dir or None
         self._semantic = MosaicSemantic(find_model("mosaic_r4", folder), num_threads)
-        self._detector = YoloxDetector(
-            find_model("yolox_nano_graph", folder), find_model("yolox_nano_weights", folder), num_threads
-        )
+        self._detector = YoloxDetector(find_model("yolox_nano_graph", folder), find_model("yolox_nano_weights", folder))
 
     def segment(self, frame: Frame) -> Segmentation:
         """Labels of the frame, from colour and depth."""

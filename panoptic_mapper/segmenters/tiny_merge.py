@@ -178,12 +178,17 @@ def thing_components(semantic: np.ndarray, is_split: np.ndarray, min_area_px: in
     for class_index in np.unique(semantic):
         if not TINY_LABEL_SPACE.is_thing[class_index]:
             continue
-        mask = semantic == class_index
-        parts = surface.connected_segments(mask & ~is_split, min_area_px)
-        # The pixels on the cuts go to the nearest part.
-        parts = cv2.dilate(parts.astype(np.float32), np.ones((5, 5), np.uint8)).astype(np.int32) * (parts == 0) + parts
+        x, y, width, height = cv2.boundingRect((semantic == class_index).astype(np.uint8))
+        window = (slice(y, y + height), slice(x, x + width))
+        inside = semantic[window] == class_index
+        parts = surface.connected_segments(inside & ~is_split[window], min_area_px)
+        # The pixels on the cuts go to a part beside them.
+        grown = cv2.dilate(parts.astype(np.float32), np.ones((5, 5), np.uint8)).astype(np.int32)
+        parts = np.where(parts > 0, parts, grown)
         for part in range(1, parts.max() + 1):
-            segments.append(Segment(int(class_index), (parts == part) & mask, COMPONENT_CONFIDENCE, False))
+            mask = np.zeros(semantic.shape, bool)
+            mask[window] = (parts == part) & inside
+            segments.append(Segment(int(class_index), mask, COMPONENT_CONFIDENCE, False))
     return segments
 
 

@@ -70,14 +70,15 @@ class MosaicSemantic:
 class YoloxDetector:
     """Box detection of `COCO_CLASSES`."""
 
-    def __init__(self, graph: Path, weights: Path, num_threads: int) -> None:
+    def __init__(self, graph: Path, weights: Path) -> None:
         try:
             import ncnn
         except ImportError as error:
             raise ValueError(f"segmenter 'tiny' needs ncnn ({error}); {INSTALL_HINT}") from error
         self._ncnn: Any = ncnn
         self._net = ncnn.Net()
-        self._net.opt.num_threads = num_threads
+        # OpenMP threads wait for each other by spinning: on a busy machine, two took a hundred times as long as one.
+        self._net.opt.num_threads = 1
         text, self._input = without_focus(Path(graph).read_text())
         if self._net.load_param_mem(text) != 0 or self._net.load_model(str(weights)) != 0:
             raise ValueError(f"ncnn cannot load {graph} with {weights}")
