@@ -6,6 +6,7 @@ import pytest
 from panoptic_mapper.frame import Frame, PinholeCamera
 from panoptic_mapper.segmenters import surface
 from panoptic_mapper.segmenters.geometric import CEILING, FLOOR, OBJECT, WALL, GeometricSegmenter, lowest_level
+from panoptic_mapper.segmenters.up_direction import UpDirection
 
 CAMERA = PinholeCamera(250.0, 250.0, 159.5, 119.5, 320, 240)
 # A camera 1.2 m above the floor that looks along +y of a z-up map and 20 degrees down.
@@ -194,3 +195,17 @@ def test_lowest_level_ignores_specks_below_it():
     assert lowest_level(heights, min_count=50) == pytest.approx(0.02, abs=0.01)
     assert lowest_level(heights[:0], min_count=50) is None
     assert lowest_level(heights[:10], min_count=50) is None
+
+
+def test_up_direction_is_normalised_estimated_and_snapped():
+    depth, _ = render([FLOOR_PLANE, WALL_PLANE], [BOX])
+    frame = frame_of(depth)
+    np.testing.assert_allclose(UpDirection((0, 3, 4)).in_map(frame), [0, 0.6, 0.8])
+    up = UpDirection()
+    assert up.in_map(frame_of(np.zeros_like(depth))) is None
+    np.testing.assert_array_equal(up.in_map(frame), [0, 0, 1])  # snapped: exactly z
+    for _ in range(4):
+        up.in_map(frame)
+    upside_down = T_MAP_CAMERA @ np.diag([-1.0, -1.0, 1.0, 1.0])
+    for _ in range(12):  # more than the frames before: they would turn an estimate that is not final
+        np.testing.assert_array_equal(up.in_map(frame_of(depth, upside_down)), [0, 0, 1])

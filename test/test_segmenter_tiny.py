@@ -287,6 +287,28 @@ def test_without_depth_and_up_the_networks_are_believed_with_less_confidence():
     assert result.confidence[110, 140] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize(("width", "height"), [(97, 61), (320, 240), (641, 363), (1280, 720)])
+def test_any_content_at_any_size_gives_usable_labels(width, height):
+    rng = np.random.default_rng(width)
+    camera = CAMERA.resized(width, height)
+    blocks = (height // 20 + 1, width // 20 + 1)
+    image = np.kron(rng.integers(0, 32, blocks), np.ones((20, 20)))[:height, :width].astype(np.uint8)
+    depth = np.kron(rng.uniform(-1, 5, blocks), np.ones((20, 20)))[:height, :width].astype(np.float32)
+    frame = Frame(0, np.zeros((height, width, 3), np.uint8), depth, T_MAP_CAMERA, camera)
+    corners = rng.uniform(-50, max(width, height), (30, 2))
+    boxes = [
+        Detection(int(rng.integers(80)), float(rng.uniform(0.3, 1)), (*corner, *(corner + rng.uniform(1, 200, 2))))
+        for corner in corners
+    ]
+    result = merge_panoptic(image, boxes, frame, UP, 400)
+    check_segmentation(result, frame, TINY_LABEL_SPACE)
+    for number in np.unique(result.instance)[1:]:
+        (class_index,) = np.unique(result.semantic[result.instance == number])
+        assert TINY_LABEL_SPACE.is_thing[class_index]
+    assert (result.confidence[result.semantic == 0] == 0).all()
+    assert not TINY_LABEL_SPACE.is_thing[result.semantic[result.instance == 0]].any()
+
+
 # --- run times and weights
 
 
