@@ -128,13 +128,21 @@ def test_every_required_wheel_of_ros_is_pinned():
     assert "torch" in pinned
 
 
+@pytest.mark.parametrize("target", PYPROJECT["project"]["scripts"].values())
+def test_entry_points_exist(target):
+    module, function = target.split(":")
+    path = ROOT / (module.replace(".", "/") + ".py")
+    defined = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+    assert function in defined
+
+
 def test_scripts_of_a_workspace_call_the_same_functions_as_those_of_pip():
     for name, target in PYPROJECT["project"]["scripts"].items():
         module, function = target.split(":")
         assert f"from {module} import {function}\n" in (ROOT / "scripts" / name).read_text()
 
 
-@pytest.mark.parametrize("module", ["panoptic_mapper", "panoptic_mapper.doctor", "panoptic_mapper.resources"])
+@pytest.mark.parametrize("module", ["panoptic_mapper", "panoptic_mapper.cli", "panoptic_mapper.resources"])
 def test_import_touches_neither_ros_nor_the_gpu(module):
     code = f"import {module}, sys; print('rclpy' in sys.modules, 'gsplat' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).split() == ["False", "False"]
