@@ -33,11 +33,12 @@ SOURCES := setup.py pyproject.toml CMakeLists.txt package.xml \
 help:
 	@sed -n '/^#/!q; s/^# \?//p' Makefile
 
+# The PATH as in an activated environment: ninja compiles the kernels of a changed checkout.
 demo: install
-	$(BIN)/panoptic-mapper demo --out out/demo
+	PATH="$(abspath $(BIN)):$$PATH" panoptic-mapper demo --out out/demo
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(PYTEST_ARGS)
 
 lint: install
 	$(BIN)/ruff check .
