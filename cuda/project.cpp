@@ -101,7 +101,7 @@ bool make_visible(const Camera& c, const Projection& p, float opacity, int64_t w
   const double extent = std::min(kMaxExtent, std::sqrt(2.0 * std::log((double)opacity / (double)kMinAlpha)));
   const double x = c.fx * p.p[0] / p.p[2] + c.cx, y = c.fy * p.p[1] / p.p[2] + c.cy;
   const double half_x = extent * std::sqrt(p.cov_xx), half_y = extent * std::sqrt(p.cov_yy);
-  if (!(std::abs(x) < kMaxPixels && std::abs(y) < kMaxPixels && half_x < kMaxPixels && half_y < kMaxPixels)) return false;
+  if (!(std::max(std::abs(x), std::abs(y)) < kMaxPixels && std::max(half_x, half_y) < kMaxPixels)) return false;
   const double radius_x = std::ceil(half_x), radius_y = std::ceil(half_y);
   if (radius_x <= 0 && radius_y <= 0) return false;
   if (x + 0.5 + radius_x <= 0 || x + 0.5 - radius_x >= width) return false;

@@ -98,17 +98,16 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-// The best kernels that this machine runs. PANOPTIC_MAPPER_KERNELS=baseline or avx2 asks for lesser ones (for tests).
+// The best kernels that this machine runs. For tests, PANOPTIC_MAPPER_INSTRUCTION_SET=baseline or avx2 asks for less.
 const TileKernels& pick_kernels() {
 #ifdef PM_X86_KERNELS
-  const char* wish = std::getenv("PANOPTIC_MAPPER_KERNELS");
+  const char* wish = std::getenv("PANOPTIC_MAPPER_INSTRUCTION_SET");
   if (wish != nullptr && std::strcmp(wish, "baseline") == 0) return baseline::kKernels;
   const bool at_most_avx2 = wish != nullptr && std::strcmp(wish, "avx2") == 0;
   __builtin_cpu_init();
-  if (!at_most_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return avx512::kKernels;
-  }
+  const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+  if (has_avx512 && !at_most_avx2) return avx512::kKernels;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::kKernels;
 #endif
   return baseline::kKernels;

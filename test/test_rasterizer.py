@@ -34,7 +34,7 @@ def test_kernels_of_other_instruction_sets_equal_twin(kernels: str) -> None:
         "from test_rasterizer import *; from rasterizer_scenes import *\n"
         "for name in ('cloud', 'opaque stack', 'many channels'): test_cpu_equals_twin(CpuRasterizer(), name)"
     )
-    environment = {**os.environ, "PANOPTIC_MAPPER_KERNELS": kernels, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PANOPTIC_MAPPER_INSTRUCTION_SET": kernels, "OMP_NUM_THREADS": "1"}
     path = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
     environment["PYTHONPATH"] = os.pathsep.join([*path, environment.get("PYTHONPATH", "")])
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
