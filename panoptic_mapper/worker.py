@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class Mapper(Protocol):
     """What the worker itself asks of a mapper; tasks may use more of it."""
 
+    last_stamp_ns: int  # of the last frame that the map holds
+
     def integrate(self, frame: Frame) -> Any: ...
 
     def refine(self, num_steps: int) -> None: ...
@@ -61,9 +63,9 @@ class MappingWorker(Generic[MapperT]):
         self.rate = RateMeter(clock=frames.clock)
         self.num_integrated = 0
         self.version = 0  # grows whenever the map may have changed
-        self.last_stamp_ns = 0  # of the last integrated frame
+        self.last_stamp_ns = mapper.last_stamp_ns  # as of the last frame or task, like `stats`
         self.last_error = ""
-        self.stats: MapStats = mapper.stats()  # as of the last frame or task
+        self.stats: MapStats = mapper.stats()
         self._mapper = mapper
         self._tasks: deque[tuple[Callable[[MapperT], Any], Future[Any]]] = deque()
         self._wake = threading.Event()
@@ -126,7 +128,6 @@ class MappingWorker(Generic[MapperT]):
     def reset_counters(self) -> None:
         """Forgets frames, latencies and errors so far; call it from a task that empties the map."""
         self.num_integrated = 0
-        self.last_stamp_ns = 0
         self.last_error = ""
         self.latency_ms.clear()
         self.stamp_latency_ms.clear()
@@ -163,7 +164,7 @@ class MappingWorker(Generic[MapperT]):
         except BaseException as error:
             future.set_exception(error)
         else:
-            self.stats = self._mapper.stats()
+            self._take_stats()
             future.set_result(result)
 
     def _integrate(self, queued: QueuedFrame) -> None:
@@ -185,8 +186,7 @@ class MappingWorker(Generic[MapperT]):
         self.latency_ms.add(1e3 * latency_s)
         self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))
         self.rate.tick()
-        self.last_stamp_ns = frame.stamp_ns
-        self.stats = self._mapper.stats()
+        self._take_stats()
         self.num_integrated += 1
         self.on_integrated(frame, report)
 
@@ -202,6 +202,9 @@ class MappingWorker(Generic[MapperT]):
             self._note_error(f"refining the map failed: {error}")
         self.version += 1
         return True
+
+    def _take_stats(self) -> None:
+        self.stats, self.last_stamp_ns = self._mapper.stats(), self._mapper.last_stamp_ns
 
     def _note_error(self, message: str) -> None:
         self.last_error = message

@@ -8,6 +8,7 @@ import numpy as np
 
 from panoptic_mapper.frame import Frame, PinholeCamera
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
+from panoptic_mapper.mapper import MapperConfig
 from panoptic_mapper.snapshot import Box, MapObject, MapSnapshot, MapStats, PanopticView
 
 LABEL_SPACE = LabelSpace.from_classes([SemanticClass(40, "wall", False), SemanticClass(5, "chair", True)])
@@ -23,11 +24,16 @@ class FakeMapper:
     """The public interface of `PanopticMapper`."""
 
     label_space = LABEL_SPACE
+    config = MapperConfig()
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.all_objects = (make_object(1, (0, 0, 0)), make_object(4, (3, 0, 0)))
         self.loaded: dict[str, Any] = {}
+
+    @property
+    def last_stamp_ns(self) -> int:
+        return self.frames[-1].stamp_ns if self.frames else 0
 
     def integrate(self, frame: Frame) -> str:
         self.frames.append(frame)
@@ -40,11 +46,10 @@ class FakeMapper:
         return self.all_objects
 
     def snapshot(self) -> MapSnapshot:
-        stamp_ns = self.frames[-1].stamp_ns if self.frames else 0
         points, colors = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.uint8)
         ids = np.array([1, 4], np.int32)
         classes, confidences = np.full(2, 2, np.int32), np.ones(2, np.float32)
-        return MapSnapshot(stamp_ns, points, colors, classes, ids, confidences, self.all_objects, LABEL_SPACE)
+        return MapSnapshot(self.last_stamp_ns, points, colors, classes, ids, confidences, self.all_objects, LABEL_SPACE)
 
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
         size = (camera.height, camera.width)

@@ -17,7 +17,6 @@ from panoptic_mapper.image_encoding import encode_labels
 from panoptic_mapper.ros.camera_input import CameraInput, label_space_from_json
 from panoptic_mapper.ros.conversions import image_message, stamp_message
 from panoptic_mapper.ros.node_config import NodeConfig
-from panoptic_mapper.segmenters.topic import TopicSegmenter
 
 pytestmark = pytest.mark.ros
 H, W = 6, 8
@@ -47,14 +46,15 @@ class FakeNode:
 
 
 class Rig:
-    def __init__(self, has_labels: bool = False, **settings) -> None:
-        self.node, self.frames, self.warnings = FakeNode(), FrameQueue(Still()), []
-        self.frames.on_drop = lambda reason, message: self.warnings.append(message)
+    def __init__(self, has_labels: bool = False, knows_classes: bool = True, **settings) -> None:
+        self.node, self.warnings = FakeNode(), []
         self.config = config_from_dict(NodeConfig, settings)
+        self.frames = FrameQueue(Still(), self.config.queue)
+        self.frames.on_drop = lambda reason, message: self.warnings.append(message)
         self.input = CameraInput(self.node, self.config, self.frames, has_labels)
         self.stamp_ns = SECOND
-        if has_labels:
-            self.input.label_decoder = TopicSegmenter(LABEL_SPACE)
+        if has_labels and knows_classes:
+            self.input.set_label_space(LABEL_SPACE)
 
     def send_info(self, info=None) -> None:
         self.node.send(self.config.topics.camera_info, info or camera_info())
@@ -190,31 +190,38 @@ def test_bad_images_are_counted_and_the_next_good_one_is_mapped(parts, reason, w
     assert rig.frames.num_received == 2
 
 
-@pytest.mark.parametrize(
-    ("info", "reason"),
-    [
-        (None, "no_intrinsics"),
-        (camera_info(size=(640, 480)), "bad_intrinsics"),
-        (camera_info(cx=300.0), "bad_intrinsics"),
-        (CameraInfo(width=W, height=H), "bad_intrinsics"),
-    ],
-)
-def test_intrinsics_that_do_not_fit(info, reason):
+@pytest.mark.parametrize("info", [camera_info(size=(640, 480)), camera_info(cx=300.0), CameraInfo(width=W, height=H)])
+def test_intrinsics_that_do_not_fit(info):
     rig = Rig()
-    if info is not None:
-        rig.send_info(info)
+    rig.send_info(info)
     assert rig.send() is None
-    assert rig.frames.drops == {reason: 1}
+    assert rig.frames.drops == {"bad_intrinsics": 1}
     rig.send_info()
     assert rig.send() is not None
 
 
-def test_labels_wait_for_their_classes():
-    rig = Rig(has_labels=True)
+def test_images_wait_for_the_first_intrinsics():
+    rig = Rig(queue={"max_waiting": 2})
+    for _ in range(3):
+        assert rig.send() is None
+    assert rig.frames.drops == {"no_intrinsics": 1}  # the oldest: only two may wait
     rig.send_info()
-    rig.input.label_decoder = None
-    assert rig.send(labels=label_message()) is None
-    assert rig.frames.drops == {"no_label_space": 1}
+    assert rig.frames.pop().frame.stamp_ns == rig.stamp_ns - SECOND // 30
+    assert rig.frames.pop().frame.stamp_ns == rig.stamp_ns
+    assert rig.frames.pop() is None
+
+
+def test_labels_wait_for_their_classes():
+    rig = Rig(has_labels=True, knows_classes=False, queue={"max_waiting": 2})
+    rig.send_info()
+    for _ in range(3):
+        assert rig.send(labels=label_message()) is None
+    assert rig.frames.drops == {"no_label_space": 1}  # the oldest: only two may wait
+    rig.input.set_label_space(LABEL_SPACE)
+    waited = [rig.frames.pop().frame, rig.frames.pop().frame]
+    assert [f.stamp_ns for f in waited] == [rig.stamp_ns - SECOND // 30, rig.stamp_ns]
+    assert set(waited[0].labels.semantic.flat) == {2}
+    assert rig.send(labels=label_message()) is not None
 
 
 def test_colour_without_depth_is_noticed():

@@ -12,8 +12,10 @@ from panoptic_mapper.srv import LoadMap, QueryObjects, RenderView, SaveMap
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
+from panoptic_mapper.config import config_from_dict
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.map_io import load_map, save_map
+from panoptic_mapper.mapper import MapperConfig
 from panoptic_mapper.pose_buffer import PoseBuffer
 from panoptic_mapper.ros.pose_source import FrameTransforms
 from panoptic_mapper.ros.services import MapServices
@@ -135,7 +137,8 @@ def test_save_and_load_go_round(rig, tmp_path):
     assert (answer.path, answer.bytes) == (str(path), path.stat().st_size)
     tensors, meta = load_map(path)
     np.testing.assert_array_equal(tensors["means"], np.arange(6, dtype=np.float32).reshape(2, 3))
-    assert meta == {"num_objects": 2}
+    assert meta["num_objects"] == 2
+    assert config_from_dict(MapperConfig, meta["config"]) == rig.mapper.config
     rig.mapper.all_objects = ()
     answer = rig.call("load_map", LoadMap.Request(path=str(path)))
     assert answer.success, answer.message

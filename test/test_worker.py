@@ -22,6 +22,7 @@ class RecordingMapper:
         self.failures = failures or {}
         self.stamps: list[int] = []
         self.num_refined = 0
+        self.last_stamp_ns = 0
         self.threads: set[int] = set()
 
     def integrate(self, frame):
@@ -29,6 +30,7 @@ class RecordingMapper:
         if frame.stamp_ns in self.failures:
             raise self.failures[frame.stamp_ns]
         self.stamps.append(frame.stamp_ns)
+        self.last_stamp_ns = frame.stamp_ns
         return f"report {frame.stamp_ns}"
 
     def refine(self, num_steps):

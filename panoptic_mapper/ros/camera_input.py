@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -14,7 +16,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
-from panoptic_mapper.frame import PinholeCamera, Segmentation
+from panoptic_mapper.frame import Segmentation
 from panoptic_mapper.frame_queue import FrameQueue, Observation, RejectedInput
 from panoptic_mapper.image_encoding import (
     decode_color,
@@ -47,8 +49,10 @@ class CameraInput:
         self.num_color_images = 0
         self._num_groups = 0
         self._max_waiting = config.sync.queue_size
-        self.label_decoder: TopicSegmenter | None = None  # set when the classes are known
         self._has_labels = has_labels
+        self._label_decoder: TopicSegmenter | None = None
+        self._waiting: deque[tuple[Any, ...]] = deque()  # groups that cannot be read yet
+        self._lock = threading.Lock()
         self._frames = frames
         self._node = node
         self._camera_info: CameraInfo | None = None
@@ -85,22 +89,52 @@ class CameraInput:
         self.num_color_images = self._num_groups = 0
 
     def on_camera_info(self, info: CameraInfo) -> None:
-        self._camera_info = info
+        """Takes the intrinsics of all images from now on."""
+        with self._lock:
+            self._camera_info = info
+            self._queue_waiting()
 
-    def on_images(
-        self, color: Image | CompressedImage, depth: Image | CompressedImage, labels: Image | None = None
-    ) -> None:
-        """Converts one group of images and queues it."""
+    def set_label_space(self, label_space: LabelSpace) -> None:
+        """Says what the label images mean."""
+        with self._lock:
+            self._label_decoder = TopicSegmenter(label_space)
+            self._queue_waiting()
+
+    def on_images(self, *messages: Any) -> None:
+        """Takes one group of images: colour, depth, and with labels the label image.
+
+        Groups that come before what is needed to read them wait for it: topics start in any order.
+        """
         self._num_groups += 1
-        try:
-            self._frames.put(self._observation(color, depth, labels))
-        except RejectedInput as error:
-            self._frames.reject(error.reason, str(error))
+        with self._lock:
+            self._waiting.append(messages)
+            self._queue_waiting()
+            missing = self._missing()
+            if missing is not None and len(self._waiting) > self._frames.config.max_waiting:
+                self._waiting.popleft()
+                self._frames.reject(*missing)
+
+    def _missing(self) -> tuple[str, str] | None:
+        """What is not known yet, as reason and message."""
+        if self._camera_info is None:
+            return "no_intrinsics", "no camera_info has come yet"
+        if self._has_labels and self._label_decoder is None:
+            return "no_label_space", "the classes of the label images are not known yet"
+        return None
+
+    def _queue_waiting(self) -> None:
+        while self._waiting and self._missing() is None:
+            try:
+                self._frames.put(self._observation(*self._waiting.popleft()))
+            except RejectedInput as error:
+                self._frames.reject(error.reason, str(error))
 
     def _observation(
-        self, color: Image | CompressedImage, depth: Image | CompressedImage, labels: Image | None
+        self, color: Image | CompressedImage, depth: Image | CompressedImage, labels: Image | None = None
     ) -> Observation:
-        camera = self._camera()
+        info, decoder = self._camera_info, self._label_decoder
+        assert info is not None
+        camera = _rejecting("bad_intrinsics", lambda: camera_from_message(info))
         color_image = _rejecting("bad_image", lambda: _decode_color_message(color))
         size = color_image.shape[:2]
         if size != (camera.height, camera.width):
@@ -119,26 +153,8 @@ class CameraInput:
             raise RejectedInput("bad_depth", "the depth image has no valid pixel")
         stamp_ns = stamp_from_message(color.header.stamp)
         age_s = max(0.0, (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-9)
-        segmentation = None if labels is None else self._labels(labels, size)
+        segmentation = None if labels is None or decoder is None else _segmentation(labels, size, decoder)
         return Observation(stamp_ns, color.header.frame_id, color_image, depth_image, camera, segmentation, age_s)
-
-    def _camera(self) -> PinholeCamera:
-        info = self._camera_info
-        if info is None:
-            raise RejectedInput("no_intrinsics", "no camera_info has come yet")
-        return _rejecting("bad_intrinsics", lambda: camera_from_message(info))
-
-    def _labels(self, message: Image, size: tuple[int, int]) -> Segmentation:
-        decoder = self.label_decoder
-        if decoder is None:
-            raise RejectedInput("no_label_space", "the classes of the label images are not known yet")
-        image = _rejecting("bad_labels", lambda: decode_labels(message))
-        if image.shape != size:
-            raise RejectedInput(
-                "size_mismatch",
-                f"the label image has {image.shape[1]}x{image.shape[0]}, the colour image {size[1]}x{size[0]}",
-            )
-        return _rejecting("bad_labels", lambda: decoder.decode(image, size))
 
     def _count_color(self, message: Image | CompressedImage) -> None:
         self.num_color_images += 1
@@ -150,6 +166,16 @@ def _decode_color_message(message: Image | CompressedImage) -> np.ndarray:  # [H
 
 def _decode_depth_message(message: Image | CompressedImage) -> np.ndarray:  # [H, W] float32 m
     return decode_compressed_depth(message) if isinstance(message, CompressedImage) else decode_depth(message)
+
+
+def _segmentation(message: Image, size: tuple[int, int], decoder: TopicSegmenter) -> Segmentation:
+    image = _rejecting("bad_labels", lambda: decode_labels(message))
+    if image.shape != size:
+        raise RejectedInput(
+            "size_mismatch",
+            f"the label image has {image.shape[1]}x{image.shape[0]}, the colour image {size[1]}x{size[0]}",
+        )
+    return _rejecting("bad_labels", lambda: decoder.decode(image, size))
 
 
 def _rejecting(reason: str, convert: Callable[[], ResultT]) -> ResultT:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 import rclpy
-import torch
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
@@ -15,6 +15,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
+from panoptic_mapper.build import resolved_device
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import PanopticMapper
@@ -29,7 +30,6 @@ from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters import create_segmenter
-from panoptic_mapper.segmenters.topic import TopicSegmenter
 from panoptic_mapper.worker import MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
@@ -38,10 +38,8 @@ LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes a
 
 
 def create_mapper(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return PanopticMapper(config.mapper, create_segmenter(config.segmenter, label_space), device)
+    segmenter = create_segmenter(config.segmenter, label_space)
+    return PanopticMapper(config.mapper, segmenter, resolved_device(config.device))
 
 
 class MapperNode(Node):
@@ -56,6 +54,7 @@ class MapperNode(Node):
     ):
         super().__init__("panoptic_mapper", automatically_declare_parameters_from_overrides=True, **node_options)
         self.config = config = read_parameters(self, NodeConfig)
+        resolved_device(config.device)  # a device that is not there ends the node now, not at the first frame
         route_logs(self.get_logger())
         self._make_mapper = make_mapper
         self._label_space: LabelSpace | None = None
@@ -129,11 +128,11 @@ class MapperNode(Node):
                 self.get_logger().warning("another label space came; the node keeps the first until it is restarted")
             return
         self._label_space = label_space
+        if label_space is not None:
+            self._camera_input.set_label_space(label_space)  # first: frames already wait while the mapper is made
         worker = MappingWorker(self._make_mapper(self.config, label_space), self.frames, self.config.worker)
         worker.start()
         self.worker = worker
-        if label_space is not None:
-            self._camera_input.label_decoder = TopicSegmenter(label_space)
         self.get_logger().info(f"mapping into frame '{self.config.map_frame}'")
 
     def _publish_map(self) -> None:
@@ -162,6 +161,18 @@ class MapperNode(Node):
         self.get_logger().warning(message)
 
 
+def _spin(executor: MultiThreadedExecutor, node: MapperNode) -> None:
+    """Spins until shutdown; a callback that fails is logged, and costs its message only."""
+    while rclpy.ok():
+        try:
+            executor.spin()
+        except ExternalShutdownException:
+            raise
+        except Exception:
+            if rclpy.ok():
+                node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")
+
+
 def main(args: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; returns the exit status."""
     use_shared_memory_profile()
@@ -175,7 +186,7 @@ def main(args: list[str] | None = None) -> int:
     executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
     executor.add_node(node)
     try:
-        executor.spin()
+        _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -15,6 +15,7 @@ from rclpy.node import Node
 from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
+from panoptic_mapper.config import to_dict
 from panoptic_mapper.map_io import load_map, save_map
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.query import BoxRegion, ObjectQuery, SphereRegion, select_objects
@@ -104,15 +105,14 @@ class MapServices:
             except BaseException:
                 mapper.restore_state(*before)
                 raise
-            worker.last_stamp_ns = mapper.snapshot().stamp_ns
             worker.version += 1
-            return mapper.stats()
+            return mapper.stats(), len(mapper.objects())
 
-        stats = self._run(task)
+        stats, num_objects = self._run(task)
         response.num_gaussians = stats.num_gaussians
-        response.num_objects = stats.num_objects
+        response.num_objects = num_objects
         response.num_keyframes = stats.num_keyframes
-        return f"loaded {path}: {stats.num_gaussians} Gaussians, {stats.num_objects} objects"
+        return f"loaded {path}: {stats.num_gaussians} Gaussians, {num_objects} objects"
 
     def reset(self, request: Trigger.Request, response: Trigger.Response) -> str:
         worker = self._worker()
@@ -194,7 +194,8 @@ def _answering(handler: Callable[[Any, Any], str]) -> Callable[[Any, Any], Any]:
 
 def _copied_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     tensors, meta = mapper.export_state()
-    return {name: np.array(values) for name, values in tensors.items()}, copy.deepcopy(meta)
+    meta = copy.deepcopy(meta) | {"config": to_dict(mapper.config)}
+    return {name: np.array(values) for name, values in tensors.items()}, meta
 
 
 def _path(text: str) -> Path:
