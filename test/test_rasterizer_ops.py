@@ -124,11 +124,12 @@ def test_source_hash_follows_every_source(tmp_path: Path) -> None:
     assert build.source_hash(tmp_path) != before
 
 
-def test_library_for_another_torch_is_not_taken(
+def test_library_for_another_torch_or_older_than_its_sources_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ops, "_PACKAGE", tmp_path)
-    library = tmp_path / "_kernels.cpython-311.so"
+    monkeypatch.setattr(ops, "_PACKAGE", tmp_path / "panoptic_mapper")
+    library = tmp_path / "panoptic_mapper" / "_kernels.cpython-311.so"
+    library.parent.mkdir()
     library.write_bytes(b"\0panoptic_mapper kernels for torch 1.0.0\0")
     with caplog.at_level(logging.WARNING):
         assert ops.ahead_of_time_library() is None
@@ -136,6 +137,12 @@ def test_library_for_another_torch_is_not_taken(
     version = torch.__version__.split("+")[0].encode()
     library.write_bytes(b"\0panoptic_mapper kernels for torch " + version + b"\0")
     assert ops.ahead_of_time_library() == library
+    (tmp_path / "cuda").mkdir()
+    source = tmp_path / "cuda" / "rasterize.cpp"
+    source.touch()
+    os.utime(source, (0, library.stat().st_mtime + 1))
+    assert ops.ahead_of_time_library() is None
+    assert "older than its sources" in caplog.text
 
 
 @pytest.mark.parametrize(("missing", "command"), [("c++", "apt-get install g++"), ("ninja", "pip install ninja")])

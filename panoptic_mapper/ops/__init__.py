@@ -47,12 +47,15 @@ def load() -> Path:
 
 
 def ahead_of_time_library() -> Path | None:
-    """The library that was built with the package, if it was built for this version of torch."""
+    """The library that was built with the package, if it fits this version of torch and the checkout's sources."""
     marker = f"panoptic_mapper kernels for torch {torch.__version__.split('+')[0]}\0".encode()
     for path in sorted(_PACKAGE.glob("_kernels*.so")):
-        if marker in path.read_bytes():
+        if marker not in path.read_bytes():
+            logger.warning("%s was built for another torch than %s; not used", path.name, torch.__version__)
+        elif any(file.stat().st_mtime > path.stat().st_mtime for file in (_PACKAGE.parent / "cuda").glob("*")):
+            logger.warning("%s is older than its sources in cuda/; not used", path.name)
+        else:
             return path
-        logger.warning("%s was built for another torch than %s; not used", path.name, torch.__version__)
     return None
 
 
