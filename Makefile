@@ -1,6 +1,6 @@
 # Set-up and checks. Each target first creates .venv and installs the package there, where that is not done yet:
 #   make demo | test | lint | install | cuda-check | clean
-# Variables: PYTHON (3.11 or 3.12; found by itself), VENV (.venv), EXTRAS (pip extras of pyproject.toml).
+# Variables: PYTHON (3.11 or 3.12; found by itself), VENV (.venv), EXTRAS (pip extras of pyproject.toml), TORCH_INDEX.
 # With a sourced ROS 2 (Jazzy, Kilted) that one is used; without, ROS 2 comes from pip wheels.
 
 SHELL := bash
@@ -23,6 +23,9 @@ export AMENT_PREFIX_PATH := $(abspath $(VENV))$(if $(AMENT_PREFIX_PATH),:$(AMENT
 ifdef USES_SOURCED_ROS
 export LD_LIBRARY_PATH := $(abspath $(VENV))/lib$(if $(LD_LIBRARY_PATH),:$(LD_LIBRARY_PATH))
 endif
+
+# Without an NVIDIA driver, torch's own index has a build without several GB of CUDA libraries (empty = do not ask it).
+TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
 # What an installation is made of. Tests, documents and benchmarks run from the checkout.
 SOURCES := setup.py pyproject.toml CMakeLists.txt package.xml \
@@ -61,6 +64,7 @@ $(VENV)/.python:
 
 $(VENV)/.requirements: $(VENV)/.python requirements/build.txt requirements/ros.txt requirements/constraints.txt
 	@echo "Installing torch and $(if $(USES_SOURCED_ROS),what $(ROS_DISTRO) lacks,ROS 2); minutes, with a download, the first time"
+	@$(PIP_INSTALL) -c requirements/constraints.txt $(addprefix --retries 0 --extra-index-url ,$(TORCH_INDEX)) torch
 	@$(PIP_INSTALL) -c requirements/constraints.txt -r requirements/build.txt \
 	  $(if $(USES_SOURCED_ROS),,-r requirements/ros.txt)
 	@touch $@

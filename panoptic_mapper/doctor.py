@@ -34,7 +34,7 @@ LIBRARIES = {
     "matplotlib": "matplotlib",
 }
 _INSTALL = "make install"
-_FETCH_MODELS = f"{sys.executable} -c 'from panoptic_mapper.model_store import *; [find_model(m) for m in MODELS]'"
+_FETCH_MODELS = f"{sys.executable} -c 'from panoptic_mapper.model_store import *; list(map(find_model, MODELS))'"
 
 
 @dataclass(frozen=True)
