@@ -16,16 +16,16 @@ class StandInSubscriber:
     """A subscription that hands its messages to registered callbacks, as `message_filters.Subscriber` does."""
 
     def __init__(self, node: Any, msg_type: Any, topic: str, **subscription_options: Any) -> None:
-        self._callbacks: list[Callback] = []
+        self._callbacks: list[tuple[Callback, tuple[Any, ...]]] = []
         self.topic = topic
         self.sub = node.create_subscription(msg_type, topic, self.signalMessage, **subscription_options)
 
-    def registerCallback(self, callback: Callback) -> None:
-        self._callbacks.append(callback)
+    def registerCallback(self, callback: Callback, *args: Any) -> None:
+        self._callbacks.append((callback, args))
 
     def signalMessage(self, message: Any) -> None:
-        for callback in self._callbacks:
-            callback(message)
+        for callback, args in self._callbacks:
+            callback(message, *args)
 
 
 class StandInApproximateTimeSynchronizer:
@@ -43,7 +43,7 @@ class StandInApproximateTimeSynchronizer:
         self._callbacks: list[Callback] = []
         self._lock = threading.Lock()
         for index, filter_ in enumerate(filters):
-            filter_.registerCallback(lambda message, index=index: self.add(message, index))
+            filter_.registerCallback(self.add, index)
 
     def registerCallback(self, callback: Callback) -> None:
         self._callbacks.append(callback)
