@@ -72,11 +72,8 @@ class Segmentation:
         if self.semantic.shape == (height, width):
             return self
 
-        def nearest(array: np.ndarray) -> np.ndarray:
-            return cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST)
-
-        confidence = None if self.confidence is None else nearest(self.confidence)
-        return Segmentation(nearest(self.semantic), nearest(self.instance), confidence)
+        confidence = None if self.confidence is None else _nearest(self.confidence, width, height)
+        return Segmentation(_nearest(self.semantic, width, height), _nearest(self.instance, width, height), confidence)
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class Frame:
         return replace(
             self,
             color=cv2.resize(self.color, (width, height), interpolation=cv2.INTER_AREA),
-            depth=cv2.resize(self.depth, (width, height), interpolation=cv2.INTER_NEAREST),
+            depth=_nearest(self.depth, width, height),
             camera=self.camera.resized(width, height),
             labels=None if self.labels is None else self.labels.resized(width, height),
         )
@@ -142,3 +139,13 @@ def checked_pose(T: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
         )
     T[:3, :3] = R
     return T
+
+
+def _nearest(array: np.ndarray, width: int, height: int) -> np.ndarray:
+    """An image [H, W] at another resolution: each pixel takes what is nearest to its centre.
+
+    OpenCV's INTER_NEAREST takes the pixel at the upper left corner, which shifts a reduced image by up to half a pixel.
+    """
+    rows = ((np.arange(height) + 0.5) * array.shape[0] / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * array.shape[1] / width).astype(np.int64)
+    return array[rows[:, None], columns]
