@@ -47,12 +47,7 @@ class ParameterTable:
 
     def __getitem__(self, name: str) -> Tensor:
         """All rows of a column [N, width], detached; a view that must not be kept beyond the next `append`."""
-        start = 0
-        for other, width in self.widths.items():
-            if other == name:
-                return self._values[: self._size, start : start + width]
-            start += width
-        raise KeyError(name)
+        return self._values[: self._size, self._span(name)]
 
     @property
     def nbytes(self) -> int:
@@ -101,10 +96,24 @@ class ParameterTable:
         self._size = len(kept)
 
     def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
-        """Overwrites columns of the rows `ids` [n] and forgets their momentum."""
+        """Overwrites columns of the rows `ids` [n] and forgets the direction in which these were moving.
+
+        The second moment, the scale of their gradients, stays: without it the next step would be up to three times the
+        learning rate, because a row's bias correction knows only how often the row was updated.
+        """
         for name, values in columns.items():
-            self[name][ids] = values.to(self._values)
-        self._moments[ids] = 0
+            span = self._span(name)
+            self._values[ids, span] = values.to(self._values)
+            self._moments[ids, 0, span] = 0
+
+    def _span(self, name: str) -> slice:
+        """Where a column lies in a row."""
+        start = 0
+        for other, width in self.widths.items():
+            if other == name:
+                return slice(start, start + width)
+            start += width
+        raise KeyError(name)
 
     def _reserve(self, capacity: int) -> None:
         for name in ("_values", "_moments", "_steps"):
