@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import yaml
 
 ConfigT = TypeVar("ConfigT", bound="Config")
+EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")  # a number for everybody but YAML 1.1, which wants a point in it
 
 
 def param(
@@ -123,7 +125,10 @@ def load_config(config_type: type[ConfigT], file: Path | None = None, overrides:
         key, equals, text = word.partition("=")
         if not equals or not key:
             raise ValueError(f"expected key=value, got '{word}'")
-        set_dotted(values, key, yaml.safe_load(text))
+        try:
+            set_dotted(values, key, yaml.safe_load(text))
+        except yaml.YAMLError as error:
+            raise ValueError(f"cannot read the value of '{word}': {error}") from error
     return config_from_dict(config_type, values, where)
 
 
@@ -147,7 +152,7 @@ def _is_config(type_: Any) -> bool:
 
 
 def _coerced(value: Any, type_: Any, where: str) -> Any:
-    """Ints pass for floats and lists for tuples, as YAML writes them; nothing else is converted."""
+    """Ints and texts like 1e-3 pass for floats and lists for tuples, as YAML reads them; nothing else is converted."""
     if _is_config(type_):
         return value
     origin = typing.get_origin(type_)
@@ -162,6 +167,8 @@ def _coerced(value: Any, type_: Any, where: str) -> Any:
     if origin is typing.Literal:
         return value
     if type_ is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type_ is float and isinstance(value, str) and EXPONENT.fullmatch(value):
         return float(value)
     if not isinstance(value, type_) or (type_ is not bool and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {getattr(type_, '__name__', type_)}, got {value!r}")
