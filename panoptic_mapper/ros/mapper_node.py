@@ -60,7 +60,8 @@ class MapperNode(Node):
         self._label_space: LabelSpace | None = None
         self._publishing: Future[None] | None = None
         self.worker: MappingWorker[PanopticMapper] | None = None
-        self.frames = FrameQueue(self._pose_source(), config.queue)
+        self.pose_source = self._create_pose_source()
+        self.frames = FrameQueue(self.pose_source, config.queue)
         self.frames.on_drop = ThrottledWarnings(self._warn)
         needs_labels = config.segmenter.name in LABELS_FROM_OUTSIDE
         self._camera_input = CameraInput(self, config, self.frames, needs_labels)
@@ -90,7 +91,7 @@ class MapperNode(Node):
         if self.worker is not None:
             self.worker.stop()
 
-    def _pose_source(self) -> PoseSource:
+    def _create_pose_source(self) -> PoseSource:
         config = self.config
         if config.pose_source == "tf":
             buffer, errors = listen_to_tf(self)

@@ -1,0 +1,163 @@
+"""The node itself: how it starts, what it refuses, and how it ends; its parts have tests of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
+import rclpy
+from fake_mapper import LABEL_SPACE, FakeMapper
+from geometry_msgs.msg import PoseStamped
+from nav_msgs.msg import Odometry
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import String
+
+from panoptic_mapper.pose_buffer import Missing
+from panoptic_mapper.ros.conversions import stamp_message
+from panoptic_mapper.ros.mapper_node import MapperNode
+
+pytestmark = pytest.mark.ros
+REPO = Path(__file__).resolve().parents[1]
+SECOND = 10**9
+MAX_SPINS = 200  # of 0.05 s, far more than anything here needs
+
+
+@pytest.fixture
+def ros(monkeypatch):
+    """Makes nodes with parameters in a context of their own, and spins until a condition holds."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=39)
+    executor, nodes = SingleThreadedExecutor(context=context), []
+
+    class Ros:
+        def __init__(self) -> None:
+            self.mappers: list = []
+
+        def make_mapper(self, config, label_space):
+            self.mappers.append((config, label_space))
+            return FakeMapper()
+
+        def node(self, **parameters) -> MapperNode:
+            overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
+            node = MapperNode(self.make_mapper, context=context, parameter_overrides=overrides)
+            executor.add_node(node)
+            nodes.append(node)
+            return node
+
+        def spin_until(self, condition) -> None:
+            for _ in range(MAX_SPINS):
+                if condition():
+                    return
+                executor.spin_once(timeout_sec=0.05)
+            raise AssertionError("the condition did not come true")
+
+    yield Ros()
+    executor.shutdown()
+    for node in nodes:
+        node.close()
+        node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+def test_segmenters_with_their_own_classes_start_at_once(ros):
+    node = ros.node(segmenter__name="none")
+    assert node.worker.is_alive
+    assert ros.mappers == [(node.config, None)]
+    node.close()
+    assert not node.worker.is_alive
+
+
+def test_classes_come_from_a_file(ros, tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({"classes": LABEL_SPACE.to_dict()}))
+    ros.node(segmenter__name="dataset", labels_file=str(tmp_path / "labels.json"))
+    assert ros.mappers[0][1] == LABEL_SPACE
+
+
+def test_an_unreadable_file_of_classes_is_named(ros, tmp_path):
+    with pytest.raises(ValueError, match=r"missing\.json"):
+        ros.node(segmenter__name="dataset", labels_file=str(tmp_path / "missing.json"))
+
+
+def test_classes_come_from_a_topic_and_only_the_first_ones_count(ros):
+    node = ros.node(segmenter__name="topic")
+    assert node.worker is None
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    publisher = node.create_publisher(String, "/camera/label_space", latched)
+    publisher.publish(String(data="nonsense"))
+    publisher.publish(String(data=json.dumps({"classes": LABEL_SPACE.to_dict()})))
+    ros.spin_until(lambda: node.worker is not None)
+    publisher.publish(String(data=json.dumps({"classes": LABEL_SPACE.to_dict()[:1]})))
+    worker = node.worker
+    for _ in range(10):
+        ros.spin_until(lambda: True)
+    assert node.worker is worker
+    assert [label_space for _, label_space in ros.mappers] == [LABEL_SPACE]
+
+
+@pytest.mark.parametrize(("source", "type_"), [("pose", PoseStamped), ("odometry", Odometry)])
+def test_poses_come_from_the_topic_and_bad_ones_are_counted(ros, source, type_):
+    node = ros.node(segmenter__name="none", pose_source=source, body_to_camera=[0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0])
+    publisher = node.create_publisher(type_, "/camera/pose", 10)
+    ros.spin_until(lambda: publisher.get_subscription_count() > 0)
+
+    def send(stamp_ns: int, w: float) -> None:
+        message = type_()
+        message.header.frame_id = "map"
+        message.header.stamp = stamp_message(stamp_ns)
+        pose = message.pose.pose if source == "odometry" else message.pose
+        pose.position.x, pose.orientation.w = 2.0, w
+        publisher.publish(message)
+
+    send(SECOND, float("nan"))
+    ros.spin_until(lambda: node.frames.drops == {"bad_pose": 1})
+    send(2 * SECOND, 1.0)
+    ros.spin_until(lambda: node.pose_source.lookup(2 * SECOND, "") is not Missing.NOT_YET)
+    np.testing.assert_array_equal(node.pose_source.lookup(2 * SECOND, "")[:3, 3], (2.0, 0.0, 0.5))
+
+
+def run_node(*parameters: str) -> list[str]:
+    words = [word for p in parameters for word in ("-p", p)]
+    return [sys.executable, "-m", "panoptic_mapper.ros.mapper_node", "--ros-args", *words]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"queue__capacity": 0}, r"queue\.capacity"),
+        ({"segmenter__name": "magic"}, "expected one of"),
+        ({"pose_source": "guess"}, "expected one of pose, odometry, tf"),
+        ({"body_to_camera": [0.0, 0.0]}, "body_to_camera: expected x y z"),
+        ({"map_frame": ""}, "map_frame"),
+    ],
+)
+def test_wrong_parameters_are_refused(ros, parameters, words):
+    with pytest.raises(ValueError, match=words):
+        ros.node(**parameters)
+
+
+def test_a_misspelt_parameter_ends_the_process_with_a_message():
+    ended = subprocess.run(run_node("sync.slop:=0.1"), cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "unknown parameter 'sync.slop'; did you mean 'sync.slop_s'?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_sigterm_ends_the_process_cleanly():
+    command = run_node("segmenter.name:=none")
+    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            assert any("mapping into frame 'map'" in line for line in lines)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
