@@ -12,6 +12,7 @@ from panoptic_mapper.label_space import UNLABELED, LabelSpace
 CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
 UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
+OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
 
 
 class PanopticHead(nn.Module):
@@ -61,11 +62,14 @@ class PanopticHead(nn.Module):
         """Features [n, INSTANCE_DIM] that score high with their own query and low with the others.
 
         The least-squares solution of F keys^T = +FEATURE_LOGIT for `own` [n] (index into keys [Q, E]), minus that
-        for all other queries in view; own = -1 (no query) gives 0.
+        for all others; own = -1 (no query) gives 0. The own query counts OWN_WEIGHT times: more queries than feature
+        dimensions cannot all be told apart by their keys, and the others are mostly far away.
         """
         if len(keys) == 0:
             return keys.new_zeros(len(own), INSTANCE_DIM)
-        targets = FEATURE_LOGIT * (2 * torch.eye(len(keys), device=keys.device) - 1)
-        ridge = 1e-2 * INSTANCE_DIM * torch.eye(len(keys), device=keys.device)
-        solutions = targets @ torch.linalg.solve(keys @ keys.T + ridge, keys)  # [Q, E]
+        ridge = 1e-2 * INSTANCE_DIM * torch.eye(INSTANCE_DIM, device=keys.device)
+        own_outer = keys[:, :, None] * keys[:, None, :]  # [Q, E, E]
+        left = keys.T @ keys + ridge + (OWN_WEIGHT - 1) * own_outer
+        right = FEATURE_LOGIT * ((OWN_WEIGHT + 1) * keys - keys.sum(0))  # [Q, E]
+        solutions = torch.linalg.solve(left, right)  # [Q, E]
         return torch.where((own < 0)[:, None], torch.zeros_like(solutions[:1]), solutions[own.clamp_min(0)])

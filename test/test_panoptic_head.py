@@ -1,0 +1,97 @@
+"""The head: features that are made for a label win at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_room import CHAIR, CPU, ROOM_SPACE, SPACE, WALL
+
+from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
+from panoptic_mapper.label_space import LabelSpace, SemanticClass
+from panoptic_mapper.panoptic_head import PanopticHead
+
+SPACE_40 = LabelSpace.from_classes(SemanticClass(i, str(i), i % 2 == 0) for i in range(1, 41))
+
+
+def make_head(space: LabelSpace = SPACE) -> PanopticHead:
+    return PanopticHead(space, torch.Generator().manual_seed(0), CPU)
+
+
+@pytest.mark.parametrize("space", [SPACE, ROOM_SPACE, SPACE_40, LabelSpace.from_classes(())])
+def test_the_class_of_a_feature_wins(space: LabelSpace) -> None:
+    head = make_head(space)
+    classes = torch.arange(len(space))
+    probabilities = head.class_probabilities(head.semantic_features(classes, torch.ones(len(space))))
+    assert probabilities.argmax(1).tolist() == classes.tolist()
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(space)))
+    assert (probabilities.diagonal()[1:] > 0.5).all()
+
+
+def test_a_gaussian_without_evidence_is_unlabeled() -> None:
+    head = make_head()
+    features = head.semantic_features(torch.zeros(1, dtype=torch.int64), torch.ones(1))
+    assert (features == 0).all()
+    assert head.class_probabilities(features)[0, 0] > 1 / len(SPACE)
+    assert head.class_probabilities(features)[0].argmax() == 0
+
+
+def test_less_confidence_is_less_probability() -> None:
+    head = make_head()
+    features = head.semantic_features(torch.full((3,), CHAIR), torch.tensor([1.0, 0.6, 0.2]))
+    sure, likely, doubtful = head.class_probabilities(features)[:, CHAIR].tolist()
+    assert sure > likely > doubtful
+
+
+def test_stuff_and_things_are_those_of_the_space() -> None:
+    head = make_head()
+    assert head.is_thing.tolist() == [False, True, False, True, False]
+    assert head.num_classes == 5
+    assert head.num_stuff == 3
+    assert head.codes.shape == (5, SEMANTIC_DIM)
+
+
+def similarities(num_queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of features that were made for each query with their own query [Q], and with the others [Q (Q - 1)]."""
+    head = make_head()
+    keys = head.keys(torch.randn(num_queries, INSTANCE_DIM, generator=torch.Generator().manual_seed(1))).detach()
+    torch.testing.assert_close(keys.mean(1), torch.zeros(num_queries), atol=1e-5, rtol=0)
+    similarity = torch.sigmoid(head.instance_features(keys, torch.arange(num_queries)) @ keys.T)
+    return similarity.diagonal(), similarity[~torch.eye(num_queries, dtype=torch.bool)]
+
+
+@pytest.mark.parametrize("num_queries", [1, 2, 10, 25])
+def test_the_own_query_of_a_feature_wins(num_queries: int) -> None:
+    own, others = similarities(num_queries)
+    assert (own > 0.9).all()
+    assert (others < 0.2).all()
+
+
+def test_the_own_query_stays_similar_among_more_queries_than_dimensions() -> None:
+    own, others = similarities(3 * INSTANCE_DIM)
+    assert (own > 0.9).all()
+    assert others.mean() < 0.5
+
+
+def test_rows_follow_their_own_query() -> None:
+    head = make_head()
+    keys = head.keys(torch.randn(3, INSTANCE_DIM, generator=torch.Generator().manual_seed(1))).detach()
+    features = head.instance_features(keys, torch.tensor([2, -1, 0, 2]))
+    assert torch.equal(features[0], features[3])
+    assert (features[1] == 0).all()
+    assert (features @ keys.T).argmax(1)[[0, 2]].tolist() == [2, 0]
+    assert torch.equal(head.instance_features(keys[:0], torch.tensor([-1, -1])), torch.zeros(2, INSTANCE_DIM))
+
+
+def test_the_same_seed_gives_the_same_head() -> None:
+    assert torch.equal(make_head().codes, make_head().codes)
+    other = PanopticHead(SPACE, torch.Generator().manual_seed(1), CPU)
+    assert not torch.equal(make_head().codes, other.codes)
+
+
+def test_making_features_needs_no_gradient_and_probabilities_give_one() -> None:
+    head = make_head()
+    assert not head.semantic_features(torch.tensor([WALL]), torch.ones(1)).requires_grad
+    head.class_probabilities(torch.ones(1, SEMANTIC_DIM))[0, WALL].backward()
+    assert head.codes.grad is not None
+    assert (head.codes.grad[WALL] != 0).any()
+    assert (head.codes.grad[0] == 0).all()  # "unlabeled" has a constant logit instead of a code
