@@ -1,0 +1,201 @@
+"""Queries: their shape is that of their points, and their ids outlive everything but never come back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+from small_room import CAMERA, CHAIR, CPU, SPACE, TABLE
+from torch import Tensor
+
+from panoptic_mapper.instances import CHI2_3_99, MIN_STD_M, InstanceConfig, InstanceQueries
+
+STDS = torch.tensor([0.1, 0.2, 0.4])
+R = torch.from_numpy(Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()).float()
+CENTER = torch.tensor([1.0, -2.0, 3.0])
+
+
+def make_queries(**settings: float) -> InstanceQueries:
+    return InstanceQueries(InstanceConfig(**settings), len(SPACE), torch.Generator().manual_seed(0), CPU)
+
+
+def cloud(n: int = 4000, seed: int = 0, center: Tensor = CENTER) -> Tensor:
+    """Points of the Gaussian with covariance R diag(STDS)^2 R^T."""
+    return center + torch.randn(n, 3, generator=torch.Generator().manual_seed(seed)) * STDS @ R.T
+
+
+def covariance_of(queries: InstanceQueries, row: int = 0) -> Tensor:
+    A = queries.whitenings(torch.tensor([row]))[0].double()
+    return torch.linalg.inv(A.T @ A).float()
+
+
+def expected_covariance(spread: float) -> Tensor:
+    return spread**2 * R @ torch.diag(STDS**2) @ R.T
+
+
+def add(queries: InstanceQueries, *centers: tuple[float, float, float]) -> list[int]:
+    return [queries.add(cloud(50, i, torch.tensor(c)), CHAIR, 1.0, 10 * i) for i, c in enumerate(centers)]
+
+
+def test_a_new_query_has_the_shape_of_its_points() -> None:
+    queries = make_queries(spread=1.5)
+    assert queries.add(cloud(), TABLE, 0.5, 123) == 1
+    torch.testing.assert_close(queries.table["centers"][0], CENTER, atol=0.03, rtol=0)
+    # The outermost points are left out, so the covariance is a little smaller than that of all points.
+    error = (covariance_of(queries) - expected_covariance(1.5)).abs().max() / expected_covariance(1.5).max()
+    assert error < 0.1
+    assert queries.class_indices.tolist() == [TABLE]
+    assert queries.evidence[0, TABLE] == 0.5
+    counts = {name: int(queries.column(name)[0]) for name in ("observations", "first_seen_ns", "last_seen_ns")}
+    assert counts == {"observations": 1, "first_seen_ns": 123, "last_seen_ns": 123}
+
+
+def test_far_points_do_not_change_a_new_query() -> None:
+    clean, dirty = make_queries(), make_queries()
+    clean.add(cloud(), CHAIR, 1.0, 0)
+    background = torch.tensor([5.0, 0, 0]) + cloud(400, 1)  # 9 % of the mask bleeds onto the wall behind
+    dirty.add(torch.cat([cloud(), background]), CHAIR, 1.0, 0)
+    assert (clean.table["centers"] - dirty.table["centers"]).norm() < 0.1
+    ratio = covariance_of(dirty).diagonal() / covariance_of(clean).diagonal()
+    assert (ratio < 1.6).all()
+
+
+def test_flat_and_tiny_masks_get_the_least_thickness() -> None:
+    queries = make_queries()
+    flat = cloud()
+    flat[:, 2] = 1.0
+    queries.add(flat, CHAIR, 1.0, 0)
+    queries.add(torch.ones(40, 3), CHAIR, 1.0, 0)
+    stds = queries.table["log_scales"].exp()
+    np.testing.assert_allclose(stds[0].min(), MIN_STD_M, rtol=1e-5)
+    np.testing.assert_allclose(stds[1], [MIN_STD_M] * 3, rtol=1e-5)
+    assert torch.isfinite(queries.table["quats"]).all()
+
+
+def refit_many(queries: InstanceQueries, means: Tensor, rows: Tensor, weights: Tensor | None = None) -> None:
+    for _ in range(20):
+        queries.refit(means, torch.ones(len(means)) if weights is None else weights, rows)
+
+
+def test_refit_converges_to_the_gaussians_of_the_object() -> None:
+    queries = make_queries(spread=1.5)
+    queries.add(cloud(center=CENTER + 0.5), CHAIR, 1.0, 0)
+    refit_many(queries, cloud(), torch.zeros(4000, dtype=torch.int64))
+    torch.testing.assert_close(queries.table["centers"][0], CENTER, atol=0.03, rtol=0)
+    # A Student t fitted to normal points has less spread than they, but the same axes.
+    fitted = covariance_of(queries)
+    scale = float(fitted.trace() / expected_covariance(1.5).trace())
+    assert 0.5 < scale < 1.1
+    assert (fitted / scale - expected_covariance(1.5)).abs().max() < 0.06 * expected_covariance(1.5).max()
+
+
+def test_refit_is_robust_to_outliers() -> None:
+    clean, dirty, naive = make_queries(), make_queries(), cloud().mean(0)
+    for queries in (clean, dirty):
+        queries.add(cloud(), CHAIR, 1.0, 0)
+    outliers = torch.tensor([6.0, 0, 0]) + cloud(400, 1)
+    means = torch.cat([cloud(), outliers])
+    refit_many(clean, cloud(), torch.zeros(4000, dtype=torch.int64))
+    refit_many(dirty, means, torch.zeros(4400, dtype=torch.int64))
+    moved = (dirty.table["centers"] - clean.table["centers"]).norm()
+    assert moved < 0.15 * (means.mean(0) - naive).norm()
+
+
+def test_refit_counts_members_by_weight_and_leaves_the_others() -> None:
+    queries = make_queries(min_gaussians=8)
+    add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0))
+    before = queries.table["centers"].clone()
+    means = torch.cat([cloud(200, 3, torch.tensor([0.2, 0, 0])), cloud(200, 4, torch.tensor([-0.5, 0, 0])), cloud(6)])
+    rows = torch.tensor([0] * 400 + [1] * 3 + [-1] * 3)
+    weights = torch.tensor([1.0] * 200 + [0.0] * 200 + [1.0] * 6)
+    refit_many(queries, means, rows, weights)
+    torch.testing.assert_close(queries.table["centers"][0], torch.tensor([0.2, 0, 0]), atol=0.1, rtol=0)
+    assert torch.equal(queries.table["centers"][1:], before[1:])  # too few members, and none
+    make_queries().refit(means, weights, torch.full_like(rows, -1))  # no query at all
+
+
+def test_observations_gather_evidence() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 0), (5, 0, 0))
+    queries.column("keyframes_missed")[:] = 4
+    queries.observe(1, TABLE, 0.5, 77)
+    queries.observe(1, TABLE, 1.5, 99)
+    assert queries.class_indices.tolist() == [CHAIR, TABLE]
+    np.testing.assert_allclose(queries.scores, [1, 2 / 3])
+    np.testing.assert_allclose(queries.class_probabilities(torch.tensor([1]))[0, [CHAIR, TABLE]], [1 / 3, 2 / 3])
+    assert queries.column("observations").tolist() == [1, 3]
+    assert queries.column("last_seen_ns").tolist() == [0, 99]
+    assert queries.column("keyframes_missed").tolist() == [4, 0]
+
+
+def test_ids_are_never_reused() -> None:
+    queries = make_queries()
+    assert add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0)) == [1, 2, 3]
+    queries.merge(0, 2)
+    queries.remove([2, 1])  # 3 became 1, and 2 is retired
+    assert queries.ids.tolist() == [1]
+    assert [queries.resolve(id) for id in (1, 2, 3)] == [1, 0, 1]
+    assert add(queries, (3, 0, 0)) == [4]
+    queries.merge(1, 0)
+    queries.remove([0])
+    assert [queries.resolve(id) for id in (1, 2, 3, 4)] == [4, 0, 4, 4]
+    queries.remove([0])
+    assert len(queries) == 0
+    assert [queries.resolve(id) for id in (1, 2, 3, 4)] == [0, 0, 0, 0]
+    assert add(queries, (3, 0, 0)) == [5]
+
+
+def test_a_merged_query_has_the_evidence_of_both() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 0), (5, 0, 0))
+    queries.observe(0, CHAIR, 1.0, 500)
+    queries.observe(1, TABLE, 0.25, 30)
+    queries.column("keyframes_missed")[0] = 3
+    queries.merge(0, 1)
+    assert queries.evidence[0].tolist() == [0, 3, 0, 0.25, 0]
+    kept = [int(queries.column(name)[0]) for name in ("observations", "first_seen_ns", "last_seen_ns")]
+    assert kept == [4, 0, 500]
+    assert queries.column("keyframes_missed")[0] == 0
+
+
+def test_remove_keeps_rows_aligned() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0))
+    queries.votes[:] = torch.arange(9.0).reshape(3, 3)
+    queries.observe(2, TABLE, 9.0, 1)
+    centers = queries.table["centers"].clone()
+    queries.remove([1])
+    assert queries.ids.tolist() == [1, 3]
+    assert torch.equal(queries.table["centers"], centers[[0, 2]])
+    assert queries.votes.tolist() == [[0, 2], [6, 8]]
+    assert queries.class_indices.tolist() == [CHAIR, TABLE]
+    assert len(queries.counts) == 2
+
+
+def test_rows_of_living_ids() -> None:
+    queries = make_queries()
+    assert queries.rows_of(torch.tensor([0, 1])).tolist() == [-1, -1]
+    add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0))
+    queries.remove([1])
+    assert queries.rows_of(torch.tensor([[3, 2], [1, 0], [4, 99]])).tolist() == [[1, -1], [0, -1], [-1, -1]]
+
+
+def test_queries_in_view_against_brute_force() -> None:
+    g = torch.Generator().manual_seed(0)
+    queries = make_queries()
+    for _ in range(60):
+        center = (torch.rand(3, generator=g) - torch.tensor([0.5, 0.5, 0])) * torch.tensor([6.0, 4.0, 5.0])
+        queries.add(center + 0.3 * torch.rand(3, generator=g) * torch.randn(50, 3, generator=g), CHAIR, 1.0, 0)
+    points = (torch.rand(500, 3, generator=g) - torch.tensor([0.5, 0.5, 0])) * torch.tensor([6.0, 4.0, 4.0])
+    uv = points[:, :2] / points[:, 2:] * 40 + torch.tensor([19.5, 14.5])
+    visible = points[((uv > -0.5) & (uv < torch.tensor([39.5, 29.5]))).all(1)]
+    expected = []
+    for row in range(60):
+        precision = torch.linalg.inv(covariance_of(queries, row))
+        offsets = [p - queries.table["centers"][row] for p in visible]
+        if any(float(x @ precision @ x) < CHI2_3_99 for x in offsets):
+            expected.append(row)
+    assert 10 < len(expected) < 50
+    assert queries.in_view(torch.eye(4), CAMERA, visible).tolist() == expected
+    assert len(queries.in_view(torch.eye(4), CAMERA, visible[:0])) == 0
+    assert len(make_queries().in_view(torch.eye(4), CAMERA, visible)) == 0

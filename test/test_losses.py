@@ -1,0 +1,145 @@
+"""Losses against values by hand and naive loops; nothing pulls where nothing is counted."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from panoptic_mapper.losses import (
+    PROBABILITY_FLOOR,
+    color_loss,
+    cross_entropy,
+    dice_loss,
+    masked_mean,
+    query_repulsion,
+    ssim,
+)
+
+
+def images(height: int = 21, width: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.rand(height, width, 3, generator=g), torch.rand(height, width, 3, generator=g)
+
+
+def naive_ssim(a: np.ndarray, b: np.ndarray, window: int, stride: int) -> float:
+    values = []
+    for channel in range(3):
+        for v in range(0, a.shape[0] - window + 1, stride):
+            for u in range(0, a.shape[1] - window + 1, stride):
+                x, y = (i[v : v + window, u : u + window, channel].ravel() for i in (a, b))
+                covariance = ((x - x.mean()) * (y - y.mean())).mean()
+                values.append(
+                    (2 * x.mean() * y.mean() + 1e-4)
+                    * (2 * covariance + 9e-4)
+                    / ((x.mean() ** 2 + y.mean() ** 2 + 1e-4) * (x.var() + y.var() + 9e-4))
+                )
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize("similar", [0.0, 0.7])
+def test_ssim_is_that_of_its_windows(similar: float) -> None:
+    a, noise = images()
+    b = similar * a + (1 - similar) * noise
+    expected = naive_ssim(a.double().numpy(), b.double().numpy(), 8, 4)
+    np.testing.assert_allclose(ssim(a, b), expected, atol=1e-5)
+
+
+def test_ssim_of_equal_images_is_one() -> None:
+    a, b = images()
+    np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
+    assert ssim(a, b) < 0.5
+    assert color_loss(a, a, 0.2).abs() < 1e-6
+
+
+def test_color_loss_mixes_l1_and_ssim() -> None:
+    a, b = images()
+    l1 = (a - b).abs().mean()
+    torch.testing.assert_close(color_loss(a, b, 0), l1)
+    torch.testing.assert_close(color_loss(a, b, 0.25), 0.75 * l1 + 0.25 * (1 - ssim(a, b)))
+
+
+def test_masked_mean_by_hand() -> None:
+    values = torch.tensor([1.0, 2.0, 30.0], requires_grad=True)
+    assert masked_mean(values, torch.tensor([1.0, 3.0, 0.0])).item() == pytest.approx(7 / 4)
+    nothing = masked_mean(values, torch.zeros(3))
+    assert nothing == 0
+    nothing.backward()
+    assert values.grad.tolist() == [0, 0, 0]
+
+
+def test_cross_entropy_by_hand() -> None:
+    probabilities = torch.tensor([[[0.5, 0.25], [0.9, 0.1], [0.3, 0.2]]], requires_grad=True)  # [1, 3, 2]
+    targets, weights = torch.tensor([[0, 1, -1]]), torch.tensor([[1.0, 0.5, 1.0]])
+    loss = cross_entropy(probabilities, targets, weights)
+    floor = PROBABILITY_FLOOR
+    assert loss.item() == pytest.approx(-(math.log(0.5 + floor) + 0.5 * math.log(0.1 + floor)) / 1.5, rel=1e-5)
+    loss.backward()
+    expected = [[-1 / (0.5 + floor) / 1.5, 0], [0, -0.5 / (0.1 + floor) / 1.5], [0, 0]]
+    np.testing.assert_allclose(probabilities.grad[0], expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_nothing() -> None:
+    probabilities = torch.full((2, 2, 3), 0.3, requires_grad=True)
+    loss = cross_entropy(probabilities, torch.full((2, 2), -1), torch.ones(2, 2))
+    assert loss == 0
+    loss.backward()
+    assert (probabilities.grad == 0).all()
+
+
+def test_cross_entropy_of_an_empty_map_is_finite() -> None:
+    probabilities = torch.zeros(1, 1, 2, requires_grad=True)
+    loss = cross_entropy(probabilities, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(PROBABILITY_FLOOR))
+    assert torch.isfinite(probabilities.grad).all()
+    assert probabilities.grad[0, 0, 0] < 0  # and it pulls
+
+
+def test_dice_by_hand() -> None:
+    # Query 0 is the target of pixels 0 and 1, query 2 of pixel 2; nothing is asked of query 1; pixel 4 is unknown.
+    masks = torch.tensor([[[1.0, 0, 0], [0.5, 0, 0], [0, 0.4, 0.6], [0.25, 0, 0.1], [1.0, 1.0, 1.0]]])
+    masks.requires_grad_()
+    targets = torch.tensor([[0, 0, 2, -1, -1]])
+    counted = torch.tensor([[True, True, True, True, False]])
+    loss = dice_loss(masks, targets, counted)
+    dice_0 = (2 * 1.5 + 1) / (2 + 1.75 + 1)
+    dice_2 = (2 * 0.6 + 1) / (1 + 0.7 + 1)
+    assert loss.item() == pytest.approx(((1 - dice_0) + (1 - dice_2)) / 2)
+    loss.backward()
+    assert (masks.grad[0, 4] == 0).all()
+    assert (masks.grad[..., 1] == 0).all()
+    assert (masks.grad[0, :2, 0] < 0).all()
+    assert masks.grad[0, 3, 0] > 0
+
+
+def test_dice_of_perfect_and_of_no_masks() -> None:
+    masks = torch.eye(2).repeat(1, 5, 1)
+    targets = masks[0].argmax(-1)[None]
+    assert dice_loss(masks, targets, torch.ones(1, 10, dtype=torch.bool)) == pytest.approx(0, abs=1e-6)
+    masks.requires_grad_()
+    loss = dice_loss(masks, torch.full((1, 10), -1), torch.ones(1, 10, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert (masks.grad == 0).all()
+
+
+def test_repulsion_by_hand() -> None:
+    keys = torch.tensor([[1.0, 0], [2.0, 2.0], [-1.0, 0]], requires_grad=True)
+    centers = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [0, 2.0, 0]], requires_grad=True)
+    near_01, near_02, near_12 = math.exp(-1), math.exp(-2), math.exp(-math.sqrt(5))
+    # cos 01 = 1/sqrt 2; the other pairs point away from each other.
+    loss = query_repulsion(keys, centers)
+    total = 2 * (near_01 + near_02 + near_12)
+    expected = 2 * near_01 * 0.5 / max(total, 1)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert centers.grad is None  # keys give way, objects do not
+    assert (keys.grad[:2] != 0).any()
+
+
+def test_one_query_repels_nothing() -> None:
+    assert query_repulsion(torch.ones(1, 4), torch.ones(1, 3)) == 0
+    assert query_repulsion(torch.ones(0, 4), torch.ones(0, 3)) == 0
