@@ -60,7 +60,7 @@ class FrameQueueConfig(Config):
     max_waiting: int = param(30, "Observations that wait for their pose; the oldest is dropped beyond it.", ge=1)
     pose_wait_s: float = param(1.0, "An observation whose pose has not come after this time is dropped, s.", ge=0)
     time_jump_s: float = param(
-        5.0, "A stamp that lies further back than this is a new start (a bag played again), not disorder, s.", gt=0
+        1.0, "A stamp that lies further back than this is a new start (a bag played again), not disorder, s.", gt=0
     )
 
 

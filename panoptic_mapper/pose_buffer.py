@@ -40,7 +40,7 @@ class PoseBufferConfig(Config):
     max_gap_s: float = param(0.2, "Poses further apart than this are not interpolated between, s.", gt=0)
     capacity: int = param(2000, "Number of poses kept; the ones with the oldest stamps go first.", ge=2)
     time_jump_s: float = param(
-        5.0, "A stamp that lies further back than this starts a new trajectory (a bag played again), s.", gt=0
+        1.0, "A stamp that lies further back than this starts a new trajectory (a bag played again), s.", gt=0
     )
 
 
