@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 95
 DEPTH_UNIT_M = 1e-3
-QUERY_COLUMNS = ("centers", "quats", "log_scales", "embeddings")
+QUERY_RECORDS = ("ids", "evidence", "counts", "votes")
+HEAD_PARAMETERS = ("codes", "key_projection")
 
 
 def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and what describes them."""
     gaussians, queries, head = mapper.map.gaussians, mapper.map.queries, mapper.map.head
     tensors = {f"gaussians/{name}": gaussians[name] for name in (*WIDTHS, *BOOK)}
-    tensors |= {f"queries/{name}": queries.table[name] for name in QUERY_COLUMNS}
-    tensors |= {f"queries/{name}": getattr(queries, name) for name in ("ids", "evidence", "counts", "votes")}
-    tensors |= {"head/codes": head.codes, "head/key_projection": head.key_projection}
+    tensors |= {f"queries/{name}": queries.table[name] for name in queries.table.widths}
+    tensors |= {f"queries/{name}": getattr(queries, name) for name in QUERY_RECORDS}
+    tensors |= {f"head/{name}": getattr(head, name) for name in HEAD_PARAMETERS}
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     for keyframe in mapper.keyframes.all:
         arrays |= _encoded_images(keyframe)
@@ -52,41 +53,50 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
     """Replaces the mapper's map by a saved one.
 
     Raises:
-        ValueError: the label spaces differ, or something is missing; the map is as before.
+        ValueError: the label spaces differ, or something is missing or of another shape; the map is as before.
     """
-    saved = LabelSpace.from_dict(meta["label_space"])
-    if saved != mapper.label_space:
-        raise ValueError(
-            f"the map was made with classes {', '.join(saved.names[1:6])}... ({len(saved) - 1}), but the segmenter's:"
-            f" {', '.join(mapper.label_space.names[1:6])}... ({len(mapper.label_space) - 1})"
-        )
     try:
-        tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items() if not n.startswith("keyframes/")}
+        saved = LabelSpace.from_dict(meta["label_space"])
+        if saved != mapper.label_space:
+            raise ValueError(
+                f"the map was made with classes {', '.join(saved.names[1:6])}... ({len(saved) - 1}), but the"
+                f" segmenter's: {', '.join(mapper.label_space.names[1:6])}... ({len(mapper.label_space) - 1})"
+            )
+        _check_shapes(mapper, arrays)
         keyframes = [_decoded(described, arrays, mapper.device) for described in meta["keyframes"]]
         merged_into = {int(gone): kept for gone, kept in meta["merged_into"].items()}
-        columns = {name: tensors[f"gaussians/{name}"] for name in WIDTHS}
-        book = {name: tensors[f"gaussians/{name}"] for name in BOOK}
-        query_columns = {name: tensors[f"queries/{name}"] for name in QUERY_COLUMNS}
-        records = {name: tensors[f"queries/{name}"] for name in ("ids", "evidence", "counts", "votes")}
-        head = {name: tensors[f"head/{name}"] for name in ("codes", "key_projection")}
         up, next_id = np.array(meta["up"]), int(meta["next_id"])
         num_frames, last_stamp_ns = int(meta["num_frames"]), int(meta["last_stamp_ns"])
     except KeyError as error:
         raise ValueError(f"the saved map is incomplete: {error} is missing") from error
-    if records["counts"].shape[1:] != (len(COUNTS),):
-        raise ValueError(f"the saved map has {records['counts'].shape} object records, expected {len(COUNTS)} columns")
+    tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items() if not n.startswith("keyframes/")}
     mapper.reset()
+    columns, book = ({name: tensors[f"gaussians/{name}"] for name in names} for names in (WIDTHS, BOOK))
     mapper.map.gaussians.restore(columns, book)
     queries = mapper.map.queries
-    queries.table.append(**query_columns)
-    for name, record in records.items():
-        setattr(queries, name, record)
+    queries.table.append(**{name: tensors[f"queries/{name}"] for name in queries.table.widths})
+    for name in QUERY_RECORDS:
+        setattr(queries, name, tensors[f"queries/{name}"])
     queries.next_id, queries.merged_into = next_id, merged_into
     with torch.no_grad():
-        for name, value in head.items():
-            getattr(mapper.map.head, name).copy_(value)
+        for name in HEAD_PARAMETERS:
+            getattr(mapper.map.head, name).copy_(tensors[f"head/{name}"])
     mapper.keyframes.all = keyframes
     mapper.up, mapper.num_frames, mapper.last_stamp_ns = up, num_frames, last_stamp_ns
+
+
+def _check_shapes(mapper: PanopticMapper, arrays: dict[str, np.ndarray]) -> None:
+    """Raises ValueError naming the array whose shape is not that of this map's; KeyError where one is missing."""
+    N, Q = len(arrays["gaussians/means"]), len(arrays["queries/ids"])
+    shapes: dict[str, tuple[int, ...]] = {f"gaussians/{name}": (N, width) for name, width in WIDTHS.items()}
+    shapes |= {f"gaussians/{name}": (N,) for name in BOOK}
+    shapes |= {f"queries/{name}": (Q, width) for name, width in mapper.map.queries.table.widths.items()}
+    shapes |= {"queries/ids": (Q,), "queries/evidence": (Q, len(mapper.label_space))}
+    shapes |= {"queries/counts": (Q, len(COUNTS)), "queries/votes": (Q, Q)}
+    shapes |= {f"head/{name}": tuple(getattr(mapper.map.head, name).shape) for name in HEAD_PARAMETERS}
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"the saved map has {name} of shape {arrays[name].shape}, expected {shape}")
 
 
 def _described(keyframe: Keyframe) -> dict[str, Any]:
