@@ -1,0 +1,167 @@
+"""Optimisation: targets by hand, losses go down, and labels never move geometry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from small_room import CHAIR, FLOOR, SPACE, TABLE, WALL, PassOn, gaussian_columns, mapped, wall_frame, without_labels
+
+from panoptic_mapper.mapper import PanopticMapper
+
+GEOMETRY = ("means", "quats", "log_scales", "opacity_logits", "colors")
+NO_GEOMETRY = tuple(f"losses.{name}=0" for name in ("color", "depth", "opacity", "scale"))
+NO_LABELS = tuple(f"losses.{name}=0" for name in ("semantic", "panoptic", "dice", "repulsion"))
+# Panoptic columns: unlabeled, wall, floor | unassigned | queries. The table is query 1, the chair query 2.
+FLOOR_COLUMN, TABLE_COLUMN, CHAIR_COLUMN = 2, 4, 5
+
+
+def wall_mapper(*settings: str, labels: bool = True) -> PanopticMapper:
+    frame = wall_frame() if labels else without_labels(wall_frame())
+    return mapped([frame], "optimizer.steps_per_keyframe=0", *settings, segmenter=PassOn(SPACE))
+
+
+def columns(mapper: PanopticMapper, names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {name: mapper.map.gaussians[name].clone() for name in names}
+
+
+def losses_after(mapper: PanopticMapper, num_steps: int) -> dict[str, float]:
+    for _ in range(num_steps):
+        mapper.optimizer.step(mapper.keyframes.all[0])
+    return mapper.stats().losses
+
+
+def test_panoptic_targets_by_hand() -> None:
+    mapper = wall_mapper()
+    keyframe = mapper.keyframes.all[0]
+    keyframe.semantic[0, :3] = torch.tensor([0, WALL, CHAIR])
+    keyframe.mask_index[0, :3] = 0  # a chair that no mask holds is no target
+    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
+    expected = torch.full((30, 40), CHAIR_COLUMN)
+    expected[:, 20:] = TABLE_COLUMN
+    expected[24:] = FLOOR_COLUMN
+    expected[0, :3] = torch.tensor([-1, 1, -1])
+    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), expected)
+    keyframe.mask_ids[1] = 0  # the table's mask was matched to nothing
+    expected[expected == TABLE_COLUMN] = -1
+    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), expected)
+
+
+def test_targets_of_queries_that_are_not_in_view_are_left_out() -> None:
+    mapper = wall_mapper()
+    keyframe = mapper.keyframes.all[0]
+    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
+    only_chair = mapper.map.queries.table.gather(torch.tensor([1]))
+    targets = mapper.optimizer._panoptic_targets(keyframe, replace(view, queries=only_chair))
+    assert (targets[:24, :20] == 4).all()  # now the first query column
+    assert (targets[:24, 20:] == -1).all()
+
+
+def test_semantic_targets_by_hand() -> None:
+    mapper = wall_mapper()
+    keyframe = mapper.keyframes.all[0]
+    keyframe.semantic[0, 0] = 0
+    labels = mapper.map.view(keyframe.camera, keyframe.T_map_camera).blend_labels()
+    images, targets = mapper.optimizer._semantic_targets(keyframe, labels)
+    assert images.shape == (30, 40, len(SPACE))
+    class_of_column = [0, WALL, FLOOR, CHAIR, TABLE]  # stuff first
+    assert targets[0, 0] == -1
+    targets[0, 0] = class_of_column.index(CHAIR)
+    expected = wall_frame().labels.semantic
+    assert np.array_equal(np.array(class_of_column)[targets.numpy()], expected)
+    # Its images are the splatted probabilities of these classes: the initial labels are right already.
+    assert (images.gather(-1, targets[..., None])[..., 0] > 0.5).float().mean() > 0.9
+
+
+def test_steps_lower_the_losses() -> None:
+    mapper = wall_mapper("optimizer.label_every=1")
+    before = losses_after(mapper, 1)
+    after = losses_after(mapper, 60)
+    assert set(after) == {"color", "depth", "opacity", "scale", "semantic", "panoptic", "dice", "repulsion"}
+    assert after["color"] < 0.8 * before["color"]
+    assert after["semantic"] < 0.9 * before["semantic"]
+    assert after["panoptic"] < 0.9 * before["panoptic"]
+    assert after["dice"] < before["dice"]
+
+
+def test_wrong_labels_are_learned_away() -> None:
+    mapper = wall_mapper("optimizer.label_every=1")
+    gaussians = mapper.map.gaussians
+    rows = (gaussians["class_index"] == CHAIR).nonzero()[:, 0]
+    wrong = mapper.map.head.semantic_features(torch.full((len(rows),), TABLE), torch.ones(len(rows)))
+    gaussians.table.set_rows(rows, semantics=wrong)
+    losses_after(mapper, 1)
+    assert (gaussians["class_index"][rows] == TABLE).any()
+    losses_after(mapper, 80)
+    assert (gaussians["class_index"][rows] == CHAIR).float().mean() > 0.95
+
+
+def test_labels_never_move_geometry() -> None:
+    mapper = wall_mapper(*NO_GEOMETRY, "optimizer.label_every=1")
+    before = columns(mapper, (*GEOMETRY, "semantics", "instances"))
+    losses_after(mapper, 5)
+    after = columns(mapper, (*GEOMETRY, "semantics", "instances"))
+    for name in GEOMETRY:
+        assert torch.equal(after[name], before[name]), name
+    assert not torch.equal(after["semantics"], before["semantics"])
+    assert not torch.equal(after["instances"], before["instances"])
+
+
+def test_geometry_never_moves_labels() -> None:
+    mapper = wall_mapper(*NO_LABELS)
+    before = columns(mapper, ("semantics", "instances"))
+    queries, means = mapper.map.queries.table["embeddings"].clone(), mapper.map.gaussians["means"].clone()
+    losses_after(mapper, 5)
+    for name, values in before.items():
+        assert torch.equal(mapper.map.gaussians[name], values)
+    assert torch.equal(mapper.map.queries.table["embeddings"], queries)
+    assert not torch.equal(mapper.map.gaussians["means"], means)
+
+
+def test_only_what_a_keyframe_sees_is_touched() -> None:
+    mapper = wall_mapper()
+    gaussians = mapper.map.gaussians
+    gaussians.append(gaussian_columns(torch.tensor([[0.0, 0, -3], [9.0, 0, 1]])), anchor=0)
+    before = columns(mapper, (*GEOMETRY, "semantics", "instances", "class_index"))
+    losses_after(mapper, 3)
+    for name, values in before.items():
+        assert torch.equal(gaussians[name][-2:], values[-2:]), name
+    assert (gaussians["means"][:-2] != before["means"][:-2]).any(1).float().mean() > 0.9
+
+
+def test_depth_pulls_the_surface() -> None:
+    mapper = wall_mapper(*NO_LABELS, "losses.color=0", "losses.opacity=0")
+    mapper.map.gaussians["means"][:, 2] += 0.04
+    first = losses_after(mapper, 1)["depth"]
+    assert first == pytest.approx(0.04, abs=0.01)
+    assert losses_after(mapper, 60)["depth"] < 0.6 * first
+
+
+def test_unlabeled_keyframes_teach_geometry_only() -> None:
+    mapper = wall_mapper(labels=False)
+    losses = losses_after(mapper, 2)
+    assert set(losses) == {"color", "depth", "opacity", "scale"}
+    assert (mapper.map.gaussians["class_index"] == 0).all()
+
+
+def test_labels_are_optimised_every_so_many_steps() -> None:
+    mapper = wall_mapper("optimizer.label_every=3")
+    codes = [mapper.map.head.codes.detach().clone()]
+    for _ in range(6):
+        losses_after(mapper, 1)
+        codes.append(mapper.map.head.codes.detach().clone())
+    changed = [not torch.equal(a, b) for a, b in pairwise(codes)]
+    assert changed == [True, False, False, True, False, False]
+
+
+def test_a_view_of_nothing_is_no_step() -> None:
+    mapper = wall_mapper()
+    away = np.diag([-1.0, 1, -1, 1])  # turned around
+    keyframe = replace(mapper.keyframes.all[0], T_map_camera=away)
+    before = columns(mapper, GEOMETRY)
+    mapper.optimizer.step(keyframe)
+    assert mapper.stats().losses == {}
+    assert torch.equal(mapper.map.gaussians["means"], before["means"])

@@ -1,0 +1,308 @@
+"""The whole method on a small synthetic room: it maps, it is deterministic, and bad input leaves the map alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from small_room import (
+    CAMERA,
+    ROOM_SPACE,
+    SPACE,
+    PassOn,
+    make_mapper,
+    mapped,
+    room_frames,
+    wall_frame,
+    without_labels,
+)
+
+from panoptic_mapper.evaluation import evaluate
+from panoptic_mapper.frame import Frame, Segmentation
+from panoptic_mapper.gaussian_map import BOOK, WIDTHS
+from panoptic_mapper.mapper import PanopticMapper
+from panoptic_mapper.segmenters.none import NoSegmenter
+
+
+@cache
+def room_mapper() -> PanopticMapper:
+    """The room, mapped; not to be changed."""
+    return mapped(room_frames())
+
+
+def fingerprint(mapper: PanopticMapper) -> dict[str, torch.Tensor]:
+    """Copies of everything that the map holds."""
+    tensors = {name: mapper.map.gaussians[name].clone() for name in (*WIDTHS, *BOOK)}
+    queries = mapper.map.queries
+    tensors |= {f"query {name}": queries.table[name].clone() for name in queries.table.widths}
+    tensors |= {name: getattr(queries, name).clone() for name in ("ids", "evidence", "counts", "votes")}
+    return tensors | {"codes": mapper.map.head.codes.detach().clone()}
+
+
+def assert_identical(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name, tensor in a.items():
+        assert torch.equal(tensor, b[name]), name
+
+
+def quality(mapper: PanopticMapper) -> dict[str, Any]:
+    return evaluate(mapper, room_frames(), ROOM_SPACE)
+
+
+def test_the_map_looks_like_the_room() -> None:
+    result = quality(room_mapper())
+    assert result["psnr"] > 22  # 20.8 dB without optimisation
+    assert result["depth_l1_m"] < 0.17
+    assert result["pq"] > 60
+    assert result["miou"] > 70
+    assert result["id_switches"] <= 1
+
+
+def test_a_label_is_right_as_soon_as_it_is_seen() -> None:
+    first = room_frames()[0]
+    mapper = mapped([first], "optimizer.steps_per_keyframe=0")
+    view = mapper.render(first.camera, first.T_map_camera)
+    shown = (view.alpha > 0.5) & (view.semantic > 0)
+    assert shown.mean() > 0.7
+    assert (view.semantic == first.labels.semantic)[shown].mean() > 0.85
+    is_thing = ROOM_SPACE.is_thing[first.labels.semantic]
+    assert (view.instance > 0)[shown & is_thing].mean() > 0.75
+    assert (view.instance > 0)[shown & ~is_thing].mean() < 0.15
+
+
+def test_optimisation_refines_what_is_seen() -> None:
+    raw, refined = mapped(room_frames(), "optimizer.steps_per_keyframe=0"), room_mapper()
+    before, after = quality(raw), quality(refined)
+    assert after["psnr"] > before["psnr"] + 1
+    assert after["pq"] > before["pq"] + 3
+    assert after["depth_l1_m"] < before["depth_l1_m"]
+
+
+def test_an_object_keeps_its_id_while_the_camera_moves() -> None:
+    mapper = make_mapper()
+    seen: dict[int, set[int]] = {}
+    for frame in room_frames():
+        mapper.integrate(frame)
+        view = mapper.render(frame.camera, frame.T_map_camera)
+        for true_id in np.unique(frame.labels.instance[frame.labels.instance > 0]):
+            ids, counts = np.unique(view.instance[frame.labels.instance == true_id], return_counts=True)
+            if counts.sum() > 100 and ids[counts.argmax()] > 0:
+                seen.setdefault(int(true_id), set()).add(int(ids[counts.argmax()]))
+    assert len(seen) >= 5
+    assert [ids for ids in seen.values() if len(ids) > 1] == []
+
+
+def test_the_same_seed_gives_the_same_map() -> None:
+    assert_identical(fingerprint(mapped(room_frames())), fingerprint(room_mapper()))
+
+
+def test_another_seed_gives_another_map() -> None:
+    other = fingerprint(mapped(room_frames(), "seed=1"))
+    assert not torch.equal(other["codes"], fingerprint(room_mapper())["codes"])
+
+
+def test_the_numbers_of_the_instances_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+
+    def permuted(frame: Frame) -> Frame:
+        table = np.zeros(1000, np.int32)
+        table[1:] = 1 + rng.permutation(999)
+        return replace(frame, labels=replace(frame.labels, instance=table[frame.labels.instance]))
+
+    assert_identical(fingerprint(mapped(map(permuted, room_frames()))), fingerprint(room_mapper()))
+
+
+def test_reset_forgets_everything() -> None:
+    mapper = mapped(room_frames()[:3])
+    mapper.reset()
+    assert mapper.stats().num_gaussians == mapper.stats().num_frames == mapper.stats().num_keyframes == 0
+    assert mapper.objects() == ()
+    for frame in room_frames():
+        mapper.integrate(frame)
+    assert_identical(fingerprint(mapper), fingerprint(room_mapper()))
+
+
+def test_the_report_says_what_happened() -> None:
+    mapper = make_mapper()
+    first, second = (mapper.integrate(frame) for frame in room_frames()[:2])
+    assert first.is_keyframe
+    assert first.num_new_gaussians > 500
+    assert first.new_object_ids == tuple(range(1, len(first.new_object_ids) + 1))
+    assert len(first.new_object_ids) == first.num_matched_masks <= first.num_masks
+    assert set(first.stage_ms) == {"segment", "associate", "grow", "optimize", "maintain"}
+    assert second.num_matched_masks > len(second.new_object_ids)
+    assert len(mapper.map.gaussians) == (
+        first.num_new_gaussians + second.num_new_gaussians
+        - first.num_removed_gaussians - second.num_removed_gaussians
+    )  # fmt: skip
+
+
+def test_a_frame_that_shows_nothing_new_is_no_keyframe() -> None:
+    mapper = mapped([wall_frame()], segmenter=PassOn(SPACE))
+    before = fingerprint(mapper)
+    report = mapper.integrate(wall_frame(stamp_ns=5))
+    assert not report.is_keyframe
+    assert mapper.stats().num_frames == 2
+    assert mapper.stats().num_keyframes == 1
+    assert_identical(fingerprint(mapper), before)
+    assert mapper.integrate(wall_frame(1.5, stamp_ns=6)).is_keyframe  # something came nearer: unexplained
+
+
+def bad_labels(frame: Frame, **changed: Any) -> Segmentation:
+    """Labels that a careless segmenter might give; `Segmentation` itself refuses others."""
+    labels = Segmentation(frame.labels.semantic.copy(), frame.labels.instance.copy())
+    for name, value in changed.items():
+        object.__setattr__(labels, name, value)
+    return labels
+
+
+@pytest.mark.parametrize("bad", ["class", "size", "type", "confidence"])
+def test_bad_labels_leave_the_map_unchanged(bad: str) -> None:
+    frame = replace(wall_frame(1.5, stamp_ns=7))
+    size = frame.depth.shape
+    labels = {
+        "class": bad_labels(frame, semantic=np.full(size, len(SPACE), np.int32)),
+        "size": Segmentation(*np.ones((2, 10, 10), np.int32)),
+        "type": bad_labels(frame, semantic=np.ones(size, np.float32)),
+        "confidence": bad_labels(frame, confidence=np.full(size, np.nan, np.float32)),
+    }[bad]
+
+    class Careless(PassOn):
+        def segment(self, frame: Frame) -> Segmentation | None:
+            return labels if frame.stamp_ns == 7 else frame.labels
+
+    mapper = mapped([wall_frame()], segmenter=Careless(SPACE))
+    before = fingerprint(mapper)
+    with pytest.raises(ValueError, match="segmentation: "):
+        mapper.integrate(frame)
+    assert_identical(fingerprint(mapper), before)
+    assert len(mapper.keyframes) == 1
+    assert mapper.last_stamp_ns == 0
+    assert mapper.integrate(wall_frame(1.5, stamp_ns=8)).is_keyframe  # and it goes on
+
+
+def test_one_frame_is_a_map() -> None:
+    mapper = mapped([wall_frame(stamp_ns=9)], segmenter=PassOn(SPACE))
+    snapshot = mapper.snapshot()
+    assert snapshot.stamp_ns == 9
+    assert len(snapshot.points) == len(mapper.map.gaussians) > 200
+    np.testing.assert_allclose(np.median(snapshot.points[:, 2]), 2, atol=0.02)
+    table, chair = mapper.objects()
+    assert (table.class_name, chair.class_name) == ("table", "chair")
+    assert table.centroid[0] > 0.3
+    assert chair.centroid[0] < -0.3
+    assert table.observations == 1
+    assert table.first_seen_ns == table.last_seen_ns == 9
+    assert set(snapshot.instance_ids[snapshot.class_indices == table.class_index].tolist()) <= {0, table.id}
+
+
+@pytest.mark.parametrize("depth", [0.0, 1e6, np.nan])
+def test_a_frame_without_usable_depth_adds_nothing(depth: float) -> None:
+    blind = replace(wall_frame(stamp_ns=1), depth=np.full((CAMERA.height, CAMERA.width), depth, np.float32))
+    mapper = mapped([blind], segmenter=PassOn(SPACE))
+    assert mapper.stats().num_gaussians == 0
+    assert mapper.objects() == ()
+    view = mapper.render(CAMERA, np.eye(4))
+    assert view.color.max() == view.depth.max() == view.alpha.max() == view.semantic.max() == view.instance.max() == 0
+    assert len(mapper.snapshot().points) == 0
+    assert mapper.integrate(wall_frame(stamp_ns=2)).num_new_gaussians > 200  # it goes on
+
+
+def test_a_blind_frame_within_a_sequence_does_no_harm() -> None:
+    frames = list(room_frames())
+    frames[4] = replace(frames[4], depth=np.zeros_like(frames[4].depth))
+    assert quality(mapped(frames))["psnr"] > 21
+
+
+def test_an_empty_map_can_be_asked_for_everything() -> None:
+    mapper = make_mapper()
+    mapper.refine(5)
+    view = mapper.render(CAMERA, np.eye(4))
+    assert view.color.shape == (30, 40, 3)
+    assert view.alpha.max() == 0
+    assert mapper.objects() == ()
+    assert len(mapper.snapshot().points) == 0
+    assert mapper.stats().num_frames == 0
+
+
+def test_without_labels_there_is_geometry() -> None:
+    frames = [without_labels(f) for f in room_frames()]
+    mapper = mapped(frames, segmenter=NoSegmenter())
+    result = evaluate(mapper, frames)
+    assert result["psnr"] > 22
+    assert mapper.objects() == ()
+    assert (mapper.snapshot().class_indices == 0).all()
+
+
+def test_refine_goes_on_optimising() -> None:
+    mapper = mapped(room_frames()[:3])
+    before = fingerprint(mapper)
+    psnr = evaluate(mapper, room_frames()[:3], ROOM_SPACE)["psnr"]
+    mapper.refine(0)
+    assert_identical(fingerprint(mapper), before)
+    mapper.refine(40)
+    assert evaluate(mapper, room_frames()[:3], ROOM_SPACE)["psnr"] > psnr + 0.5
+    assert len(mapper.map.gaussians) == len(before["means"])
+
+
+def test_snapshots_do_not_change_afterwards() -> None:
+    mapper = mapped(room_frames()[:2])
+    snapshot = mapper.snapshot()
+    points, ids = snapshot.points.copy(), snapshot.instance_ids.copy()
+    for frame in room_frames()[2:5]:
+        mapper.integrate(frame)
+    np.testing.assert_array_equal(snapshot.points, points)
+    np.testing.assert_array_equal(snapshot.instance_ids, ids)
+
+
+def test_snapshot_and_objects_agree() -> None:
+    snapshot = room_mapper().snapshot()
+    by_id = {o.id: o for o in snapshot.objects}
+    assert list(by_id) == sorted(by_id)
+    assert len(by_id) >= 5
+    for id, o in by_id.items():
+        own = snapshot.instance_ids == id
+        assert own.sum() >= o.num_gaussians > 0
+        assert (snapshot.class_indices[own] == o.class_index).all()
+        assert ROOM_SPACE.names[o.class_index] == o.class_name
+        assert ROOM_SPACE.is_thing[o.class_index]
+        assert (o.aabb_min <= o.centroid).all()
+        assert (o.centroid <= o.aabb_max).all()
+        assert 0 < o.score <= 1
+    assert snapshot.stamp_ns == room_frames()[-1].stamp_ns
+
+
+def test_large_frames_are_mapped_at_the_configured_size() -> None:
+    mapper = make_mapper("image_width_px=20", segmenter=PassOn(SPACE))
+    mapper.integrate(wall_frame())
+    keyframe = mapper.keyframes.all[0]
+    assert (keyframe.camera.width, keyframe.camera.height) == (20, 15)
+    assert keyframe.semantic.shape == keyframe.mask_index.shape == (15, 20)
+    assert mapper.at_mapping_size(wall_frame().resized(10, 8)).camera.width == 10  # never larger than it came
+    assert len(mapper.objects()) == 2
+
+
+def test_up_is_estimated_or_given() -> None:
+    tilt = np.eye(4)
+    tilt[:3, :3] = Rotation.from_rotvec([0.9, 0.5, 0]).as_matrix()
+    frames = [replace(f, T_map_camera=tilt @ f.T_map_camera) for f in room_frames()[:6]]
+    steps = "optimizer.steps_per_keyframe=0"
+    np.testing.assert_allclose(mapped(frames, steps).up, tilt[:3, 2], atol=0.01)
+    np.testing.assert_array_equal(mapped(room_frames()[:6], steps).up, [0, 0, 1])
+    np.testing.assert_array_equal(mapped(frames, steps, "up_axis=-y").up, [0, -1, 0])
+
+
+def test_statistics_are_those_of_the_map() -> None:
+    mapper, stats = room_mapper(), room_mapper().stats()
+    assert stats.num_frames == len(room_frames())
+    assert stats.num_keyframes == len(mapper.keyframes)
+    assert stats.num_gaussians == len(mapper.map.gaussians)
+    assert stats.num_objects == len(mapper.map.queries)
+    assert stats.map_bytes > 4 * sum(WIDTHS.values()) * stats.num_gaussians + mapper.keyframes.nbytes
+    assert all(np.isfinite(value) for value in stats.losses.values())
+    assert all(value > 0 for value in stats.stage_ms.values())

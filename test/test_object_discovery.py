@@ -1,0 +1,198 @@
+"""The life of objects on a flat wall with two things: found, found again, merged, relabelled, retired."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_room import CHAIR, FLOOR, SPACE, TABLE, PassOn, gaussian_columns, make_mapper, mapped, wall_frame
+
+from panoptic_mapper.frame import Frame, Segmentation
+from panoptic_mapper.mapper import PanopticMapper
+from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
+
+SETTINGS = (
+    "optimizer.steps_per_keyframe=0",
+    "up_axis=z",
+    "instances.min_mask_px=30",
+    "instances.min_gaussians=8",
+    "instances.retire_after_keyframes=15",
+)
+TABLE_ID, CHAIR_ID = 1, 2  # masks are numbered by instance id: the table is instance 3, the chair instance 5
+
+
+def wall_mapper(*frames: Frame) -> PanopticMapper:
+    return mapped(frames or (wall_frame(),), *SETTINGS, segmenter=PassOn(SPACE))
+
+
+def relabeled(instance_of_pixels: np.ndarray, frame: Frame | None = None) -> Frame:
+    frame = frame or wall_frame(stamp_ns=1)
+    return replace(frame, labels=Segmentation(frame.labels.semantic, instance_of_pixels.astype(np.int32)))
+
+
+def associated(mapper: PanopticMapper, frame: Frame) -> list[int]:
+    """Ids of the masks 1..K of a frame, after association alone."""
+    keyframe = mapper.keyframes.add(frame, frame.labels, mapper.device)
+    view = mapper.map.view(frame.camera, frame.T_map_camera)
+    with torch.no_grad():
+        associate(keyframe, view, view.render(), mapper.map.queries, mapper.config.association, mapper.config.density)
+    return keyframe.mask_ids[1:]
+
+
+def test_unmatched_masks_open_queries_with_the_class_of_their_mask() -> None:
+    mapper = wall_mapper()
+    queries = mapper.map.queries
+    assert queries.ids.tolist() == [TABLE_ID, CHAIR_ID]
+    assert queries.class_indices.tolist() == [TABLE, CHAIR]
+    assert mapper.keyframes.all[0].mask_ids == [0, TABLE_ID, CHAIR_ID]
+    # The left half of the wall at 2 m is centred half a metre to the left.
+    np.testing.assert_allclose(queries.table["centers"][:, 0], [0.5, -0.5], atol=0.06)
+    np.testing.assert_allclose(queries.table["centers"][:, 2], [2, 2], atol=0.01)
+
+
+def test_gaussians_get_the_label_of_their_pixel_at_once() -> None:
+    mapper = wall_mapper()
+    gaussians = mapper.map.gaussians
+    x, y, z = gaussians["means"].T
+    u, v = (x / z * 40 + 19.5).round(), (y / z * 40 + 14.5).round()
+    expected = torch.where(v >= 24, FLOOR, torch.where(u < 20, CHAIR, TABLE))
+    assert len(gaussians) > 250
+    assert torch.equal(gaussians["class_index"], expected.int())
+    own_id = torch.where(v >= 24, 0, torch.where(u < 20, CHAIR_ID, TABLE_ID))
+    assert torch.equal(gaussians["instance_id"], own_id.int())
+    # And the features say so as well, without any optimisation.
+    view = mapper.map.view(wall_frame().camera, np.eye(4))
+    labels = view.blend_labels()
+    ids = view.visible_ids
+    assert torch.equal(labels.class_probs.argmax(1).int(), gaussians["class_index"][ids])
+    thing_column = labels.distribution[:, 3:].argmax(1)  # 0 = unassigned, then the queries in view
+    is_thing = own_id[ids] > 0
+    assert torch.equal(thing_column[is_thing], own_id[ids][is_thing])
+
+
+def test_labels_are_not_given_to_what_is_not_on_the_surface_or_has_one() -> None:
+    mapper = wall_mapper()
+    gaussians = mapper.map.gaussians
+    gaussians["class_index"][:] = FLOOR
+    means = torch.tensor([[-0.3, -0.2, 2.0], [-0.3, -0.2, 1.0], [-0.3, -0.2, 3.0], [-0.3, -0.2, -2.0]])
+    gaussians.append(gaussian_columns(means), anchor=0)
+    label_unlabeled(mapper.keyframes.all[0], mapper.map, mapper.config.density)
+    assert gaussians["class_index"][-4:].tolist() == [CHAIR, 0, 0, 0]
+    assert gaussians["instance_id"][-4:].tolist() == [CHAIR_ID, 0, 0, 0]
+    assert (gaussians["class_index"][:-4] == FLOOR).all()
+
+
+def test_masks_find_their_objects_again_under_other_numbers() -> None:
+    mapper = wall_mapper()
+    labels = wall_frame().labels.instance
+    swapped = np.select([labels == 5, labels == 3], [1, 8])
+    assert associated(mapper, relabeled(swapped)) == [CHAIR_ID, TABLE_ID]
+    queries = mapper.map.queries
+    assert queries.column("observations").tolist() == [2, 2]
+    assert queries.column("last_seen_ns").tolist() == [1, 1]
+    assert queries.evidence[1, CHAIR] == 2
+    assert queries.votes.tolist() == [[0, -2], [-2, 0]]  # two masks, two objects
+
+
+def test_a_mask_of_something_new_is_not_matched() -> None:
+    mapper = wall_mapper()
+    labels = wall_frame().labels.instance.copy()
+    labels[2:8, 2:8] = 9
+    assert associated(mapper, relabeled(labels)) == [TABLE_ID, CHAIR_ID, 0]
+    new = open_queries(mapper.keyframes.all[-1], mapper.map, mapper.config.density)
+    assert new == [3]
+    assert mapper.keyframes.all[-1].mask_ids == [0, TABLE_ID, CHAIR_ID, 3]
+
+
+def test_small_masks_masks_without_depth_and_stuff_open_nothing() -> None:
+    frame = wall_frame()
+    instance = np.zeros((30, 40), np.int32)
+    instance[:5, :5] = 1  # 25 pixels
+    instance[10:20, 22:32] = 2  # without depth
+    instance[25:] = 3  # floor
+    depth = frame.depth.copy()
+    depth[10:20, 22:32] = 0
+    mapper = wall_mapper(replace(relabeled(instance, frame), depth=depth))
+    assert len(mapper.map.queries) == 0
+    assert mapper.keyframes.all[0].mask_ids == [0, 0, 0, 0]
+    assert (mapper.map.gaussians["instance_id"] == 0).all()
+    assert set(mapper.map.gaussians["class_index"].tolist()) == {CHAIR, TABLE, FLOOR}
+
+
+def merge_the_two(mapper: PanopticMapper) -> None:
+    mapper.map.queries.votes += 10 * (1 - torch.eye(2))
+    maintain_queries(mapper.map, mapper.keyframes)
+
+
+def test_queries_that_are_one_object_merge_into_the_older() -> None:
+    mapper = wall_mapper()
+    chairs = mapper.map.gaussians["instance_id"] == CHAIR_ID
+    merge_the_two(mapper)
+    queries, gaussians = mapper.map.queries, mapper.map.gaussians
+    assert queries.ids.tolist() == [TABLE_ID]
+    assert queries.resolve(CHAIR_ID) == TABLE_ID
+    assert queries.evidence[0, [CHAIR, TABLE]].tolist() == [1, 1]
+    assert (gaussians["instance_id"][chairs] == TABLE_ID).all()
+    assert mapper.keyframes.all[0].mask_ids == [0, TABLE_ID, TABLE_ID]
+    # The features follow, so that the object is one in images too (once its shape is that of both).
+    for _ in range(10):
+        refit_queries(mapper.map)
+    distribution = mapper.map.view(wall_frame().camera, np.eye(4)).blend_labels().distribution
+    things = distribution[:, 3:].sum(1) > 0.5
+    assert (distribution[things, 4] > distribution[things, 3]).all()
+
+
+def test_votes_below_the_threshold_merge_nothing() -> None:
+    mapper = wall_mapper()
+    mapper.map.queries.votes += (mapper.config.instances.merge_evidence - 0.1) * (1 - torch.eye(2))
+    maintain_queries(mapper.map, mapper.keyframes)
+    assert mapper.map.queries.ids.tolist() == [TABLE_ID, CHAIR_ID]
+
+
+def test_a_split_object_becomes_one_again() -> None:
+    """First seen as two masks, then as one, again and again."""
+    frame = wall_frame()
+    whole = frame.labels.semantic.copy()
+    whole[:24] = CHAIR
+    split = Segmentation(whole, frame.labels.instance)
+    one = Segmentation(whole, (whole == CHAIR).astype(np.int32))
+    frames = []
+    for i in range(6):
+        pose = np.eye(4)
+        pose[2, 3] = -0.2 * i  # backwards, away from the wall
+        frames.append(replace(wall_frame(2.0 + 0.2 * i, pose, stamp_ns=i), labels=split if i == 0 else one))
+    mapper = wall_mapper(*frames)
+    assert len(mapper.keyframes) == 6
+    assert mapper.map.queries.ids.tolist() == [1]
+    assert mapper.map.queries.resolve(2) == 1
+    things = mapper.map.gaussians["class_index"] == CHAIR
+    assert (mapper.map.gaussians["instance_id"][things] == 1).all()
+
+
+@pytest.mark.parametrize(("missed", "num_gaussians", "retired"), [(15, 7, True), (15, 8, False), (14, 7, False)])
+def test_queries_that_hold_nothing_for_long_are_retired(missed: int, num_gaussians: int, retired: bool) -> None:
+    mapper = wall_mapper()
+    queries, gaussians = mapper.map.queries, mapper.map.gaussians
+    chairs = (gaussians["instance_id"] == CHAIR_ID).nonzero()[:, 0]
+    gaussians["instance_id"][chairs[num_gaussians:]] = 0
+    queries.column("keyframes_missed")[1] = missed
+    maintain_queries(mapper.map, mapper.keyframes)
+    assert queries.ids.tolist() == ([TABLE_ID] if retired else [TABLE_ID, CHAIR_ID])
+    assert queries.resolve(CHAIR_ID) == (0 if retired else CHAIR_ID)
+    assert mapper.keyframes.all[0].mask_ids == [0, TABLE_ID, 0 if retired else CHAIR_ID]
+
+
+def test_masks_that_are_not_found_are_counted_as_missed() -> None:
+    mapper = wall_mapper()
+    labels = np.where(wall_frame().labels.instance == 3, 3, 0)
+    associated(mapper, relabeled(labels))
+    assert mapper.map.queries.column("keyframes_missed").tolist() == [0, 1]
+
+
+def test_no_queries_need_no_maintenance() -> None:
+    mapper = make_mapper(segmenter=PassOn(SPACE))
+    maintain_queries(mapper.map, mapper.keyframes)
+    refit_queries(mapper.map)
+    assert len(mapper.map.queries) == 0
