@@ -12,6 +12,7 @@ from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.clock import Clock, ClockType
+from rclpy.exceptions import NotInitializedException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
@@ -88,8 +89,12 @@ class MapperNode(Node):
 
     def close(self) -> None:
         """Ends the mapping thread; the frame in hand is finished."""
-        if self.worker is not None:
+        if self.worker is None:
+            return
+        try:
             self.worker.stop()
+        except TimeoutError as error:
+            self.get_logger().error(str(error))
 
     def _create_pose_source(self) -> PoseSource:
         config = self.config
@@ -178,21 +183,25 @@ def main(args: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; returns the exit status."""
     use_shared_memory_profile()
     rclpy.init(args=args)
+    node: MapperNode | None = None
     try:
         node = MapperNode()
-    except ValueError as error:
-        rclpy.logging.get_logger("panoptic_mapper").fatal(str(error))
-        rclpy.try_shutdown()
-        return 1
-    executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
-    executor.add_node(node)
-    try:
+        executor = MultiThreadedExecutor(num_threads=NUM_THREADS)
+        executor.add_node(node)
+        node.get_logger().info("running")
         _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except ValueError as error:
+        rclpy.logging.get_logger("panoptic_mapper").fatal(str(error))
+        return 1
+    except (RuntimeError, NotInitializedException):
+        if rclpy.ok():  # else the signal came while the node was still starting
+            raise
     finally:
-        node.close()
-        node.destroy_node()
+        if node is not None:
+            node.close()
+            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 
