@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -36,7 +37,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, RuntimeError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -83,7 +84,7 @@ def build(
         return
     print_objects(built.mapper)
     print_report(report)
-    console.print(f"written to {out}/")
+    console.print(f"written to {out}/", markup=False, soft_wrap=True)
 
 
 @app.command(name="eval")
@@ -91,7 +92,7 @@ def evaluate_map(
     map: Annotated[Path, typer.Argument(help="A saved map (.pmap).")],
     dataset: DatasetSpec,
     test_every: Annotated[int, typer.Option(help="The K that the map was built with.")] = 8,
-    every: Annotated[int, typer.Option(help="The N that the map was built with.")] = 1,
+    every: Annotated[int, typer.Option(help="The N that the map was built with.", min=1)] = 1,
     as_json: Json = False,
 ) -> None:
     """Measure a saved map on the mapped and on the held-out frames of a sequence."""
@@ -126,7 +127,7 @@ def render(
 
     mapper = load_mapper(map)
     write_view(out, mapper, pose, size)
-    console.print(f"written to {out}/")
+    console.print(f"written to {out}/", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -136,7 +137,7 @@ def query(
     ids: Annotated[list[int] | None, typer.Option("--id", help="Object id; may be given again.")] = None,
     near: Annotated[tuple[float, float, float] | None, typer.Option(help="A point x y z in the map frame, m.")] = None,
     radius: Annotated[float | None, typer.Option(help="Only objects within this distance of --near, m.")] = None,
-    k: Annotated[int, typer.Option(help="Only the k nearest to --near; 0 = all.")] = 0,
+    k: Annotated[int, typer.Option("-k", help="Only the k nearest to --near; 0 = all.")] = 0,
     min_score: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.0,
     as_json: Json = False,
 ) -> None:

@@ -17,6 +17,7 @@ from panoptic_mapper.config import config_from_dict, to_dict
 from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import evaluate
 from panoptic_mapper.frame import Frame, checked_pose
+from panoptic_mapper.gaussian_map import WIDTHS
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import MapperConfig, PanopticMapper
 from panoptic_mapper.segmenters.none import NoSegmenter
@@ -56,8 +57,12 @@ def load_mapper(path: Path, device: str = "cpu") -> PanopticMapper:
         ValueError: the file is not a readable map.
     """
     tensors, meta = map_io.load_map(path)
-    config = config_from_dict(MapperConfig, meta["config"], f"{path}: configuration")
-    mapper = PanopticMapper(config, NoSegmenter(LabelSpace.from_dict(meta["label_space"])), device)
+    try:
+        config = config_from_dict(MapperConfig, meta["config"], f"{path}: configuration")
+        label_space = LabelSpace.from_dict(meta["label_space"])
+    except KeyError as error:
+        raise ValueError(f"{path}: the saved map is incomplete: {error} is missing") from error
+    mapper = PanopticMapper(config, NoSegmenter(label_space), device)
     mapper.restore_state(tensors, meta)
     return mapper
 
@@ -121,9 +126,10 @@ def write_results(
     write_json(out / REPORT_FILE, report)
     snapshot = mapper.snapshot()
     ply.save_labeled_ply(out / POINTS_FILE, snapshot)
-    gaussians = mapper.map.gaussians
-    columns = ("means", "quats", "log_scales", "opacity_logits", "colors")
-    ply.save_gaussian_ply(out / GAUSSIANS_FILE, *(gaussians[name].cpu().numpy().squeeze() for name in columns))
+    columns = {name: mapper.map.gaussians[name].cpu().numpy() for name in WIDTHS}
+    columns["opacity_logits"] = columns["opacity_logits"][:, 0]
+    shape_and_color = (columns[name] for name in ("means", "quats", "log_scales", "opacity_logits", "colors"))
+    ply.save_gaussian_ply(out / GAUSSIANS_FILE, *shape_and_color)
     picked = [shown[i] for i in np.linspace(0, len(shown) - 1, min(OVERVIEW_ROWS, len(shown))).round().astype(int)]
     frames = list(evaluation_frames(dataset, picked, mapper))
     rows = [(frame, mapper.render(frame.camera, frame.T_map_camera)) for frame in frames]
