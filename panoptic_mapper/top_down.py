@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from panoptic_mapper.label_space import distinct_color
@@ -92,19 +94,17 @@ def top_down_image(plan: FloorPlan, snapshot: MapSnapshot, pixels_per_m: float) 
 
 def _splat_ranks(pixels: np.ndarray, shape: tuple[int, int], radius: int) -> np.ndarray:
     """Draws each of the points [n, 2] as a disc of its row number, later ones over earlier; -1 where none is."""
-    pixels = np.floor(pixels).astype(int)
     height, width = shape
+    column, row = (np.floor(pixels).astype(int) + radius).T  # of an image with a border, from which discs reach in
+    padded = np.full((height + 2 * radius, width + 2 * radius), -1)
+    inside = (column >= 0) & (column < padded.shape[1]) & (row >= 0) & (row < padded.shape[0])
+    padded[row[inside], column[inside]] = np.nonzero(inside)[0]  # of several points in one pixel the last one stays
     top = np.full(shape, -1)
-    ranks = np.arange(len(pixels))
-    for dx in range(-radius, radius + 1):
-        for dy in range(-radius, radius + 1):
-            if dx * dx + dy * dy > radius * radius + 1:
-                continue
-            x, y = pixels[:, 0] + dx, pixels[:, 1] + dy
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            layer = np.full(shape, -1)
-            layer[y[inside], x[inside]] = ranks[inside]  # of several points in one pixel the last one stays
-            np.maximum(top, layer, out=top)
+    for dy in range(-radius, radius + 1):  # the disc's rows: the cost grows with the radius, not with its square
+        half = isqrt(radius * radius + 1 - dy * dy)
+        rows = padded[radius + dy : radius + dy + height]
+        spread = ndimage.maximum_filter1d(rows, 2 * half + 1, axis=1, mode="constant", cval=-1)
+        np.maximum(top, spread[:, radius : radius + width], out=top)
     return top
 
 
