@@ -80,7 +80,7 @@ def test_pairs_beyond_the_threshold_are_rejected_even_when_nothing_else_is_left(
     overlap = make_overlap([[0.2, 0.85], [0.81, 0.95]])
     assert match_masks(overlap, torch.ones(2, 2), config) == [(0, 0)]
     # Mask 1 may only have query 0; mask 0 gives it up rather than leave mask 1 without.
-    assert match_masks(make_overlap([[0.2, 0.3], [0.5, 0.9]]), torch.ones(2, 2), config) == [(0, 1), (1, 0)]
+    assert match_masks(make_overlap([[0.2, 0.7], [0.6, 0.85]]), torch.ones(2, 2), config) == [(0, 1), (1, 0)]
 
 
 def test_the_class_decides_between_equal_overlaps() -> None:

@@ -99,6 +99,21 @@ def test_wrong_labels_are_learned_away() -> None:
     assert (gaussians["class_index"][rows] == CHAIR).float().mean() > 0.95
 
 
+def test_gaussians_remember_the_labels_that_they_were_seen_with() -> None:
+    mapper = wall_mapper("optimizer.label_every=1")
+    gaussians = mapper.map.gaussians
+    expected_class, expected_id = gaussians["class_index"].clone(), gaussians["instance_id"].clone()
+    assert set(expected_class.tolist()) == {CHAIR, TABLE, FLOOR}
+    for name in ("class_index", "instance_id", "confidence_permille"):
+        gaussians[name][:] = 0
+    losses_after(mapper, 1)
+    assert (gaussians["class_index"] == expected_class).float().mean() > 0.95
+    assert (gaussians["instance_id"] == expected_id).float().mean() > 0.95
+    confidence = gaussians["confidence_permille"]
+    assert (confidence > 400).float().mean() > 0.95
+    assert confidence.max() <= 1000
+
+
 def test_labels_never_move_geometry() -> None:
     mapper = wall_mapper(*NO_GEOMETRY, "optimizer.label_every=1")
     before = columns(mapper, (*GEOMETRY, "semantics", "instances"))

@@ -15,6 +15,7 @@ from small_room import (
     ROOM_SPACE,
     SPACE,
     PassOn,
+    gaussian_columns,
     make_mapper,
     mapped,
     room_frames,
@@ -151,6 +152,22 @@ def test_a_frame_that_shows_nothing_new_is_no_keyframe() -> None:
     assert mapper.stats().num_keyframes == 1
     assert_identical(fingerprint(mapper), before)
     assert mapper.integrate(wall_frame(1.5, stamp_ns=6)).is_keyframe  # something came nearer: unexplained
+
+
+def test_what_floats_in_front_of_the_wall_is_removed() -> None:
+    mapper = mapped(
+        [wall_frame()], "density.free_space_hits=3", "keyframes.translation_m=0.05", segmenter=PassOn(SPACE)
+    )
+    floaters = torch.tensor([[0.1, 0.1, 0.8], [-0.1, 0.0, 1.0]])
+    mapper.map.gaussians.append(gaussian_columns(floaters), anchor=0)
+    removed = []
+    for i in range(1, 5):
+        pose = np.eye(4)
+        pose[0, 3] = 0.06 * i
+        removed.append(mapper.integrate(wall_frame(T_map_camera=pose, stamp_ns=i)).num_removed_gaussians)
+    assert removed[:2] == [0, 0]
+    assert sum(removed) >= 2
+    assert mapper.snapshot().points[:, 2].min() > 1.5
 
 
 def bad_labels(frame: Frame, **changed: Any) -> Segmentation:

@@ -136,6 +136,8 @@ def test_queries_that_are_one_object_merge_into_the_older() -> None:
     assert queries.evidence[0, [CHAIR, TABLE]].tolist() == [1, 1]
     assert (gaussians["instance_id"][chairs] == TABLE_ID).all()
     assert mapper.keyframes.all[0].mask_ids == [0, TABLE_ID, TABLE_ID]
+    similarity = torch.sigmoid(gaussians["instances"][chairs] @ mapper.map.head.keys(queries.table["embeddings"]).T)
+    assert (similarity > 0.9).all()
     # The features follow, so that the object is one in images too (once its shape is that of both).
     for _ in range(10):
         refit_queries(mapper.map)
