@@ -170,6 +170,11 @@ def _coerced(value: Any, type_: Any, where: str) -> Any:
         return float(value)
     if type_ is float and isinstance(value, str) and EXPONENT.fullmatch(value):
         return float(value)
+    if type_ is float and isinstance(value, str):
+        try:
+            return float(value)  # YAML reads 1e-3 as a word
+        except ValueError:
+            pass
     if not isinstance(value, type_) or (type_ is not bool and isinstance(value, bool)):
         raise ValueError(f"{where}: expected {getattr(type_, '__name__', type_)}, got {value!r}")
     return value

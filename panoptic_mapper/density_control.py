@@ -23,7 +23,7 @@ class DensityConfig(Config):
     depth_tolerance_m: float = param(0.05, "surfaces this much in front of the rendered depth are new, m", gt=0)
     depth_tolerance: float = param(0.03, "the same as a share of the depth; the larger of both counts", ge=0)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
-    scale: float = param(0.6, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
+    scale: float = param(0.4, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
     opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
     min_opacity: float = param(0.05, "Gaussians that fade below this are removed", ge=0, le=1)
     max_scale_m: float = param(0.5, "Gaussians that grow beyond this standard deviation are removed, m", gt=0)

@@ -51,7 +51,7 @@ class MapOptimizer:
             labels = view.blend_labels()
             terms |= self._label_terms(keyframe, view, labels)
         torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
-        self.map.gaussians.table.update(view.gaussians)
+        self.map.gaussians.table.update(view.gaussians, view.seen())
         if labels is not None:
             self.map.queries.table.update(view.queries)
             self._head_adam.step()

@@ -17,6 +17,8 @@ from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
 
+MIN_SEEN_PX = 0.3  # px
+
 
 @dataclass(frozen=True)
 class MapView:
@@ -30,6 +32,19 @@ class MapView:
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
         return self.gaussians.ids[self.projection.visible]
+
+    def seen(self) -> Tensor:
+        """Which candidates [M] the image really shows: bool, total blending weight of at least MIN_SEEN_PX pixels.
+
+        What is behind a wall is projected too, and gets the little gradient that leaks through. Adam would turn that
+        into full steps, and the rooms behind would be bent to explain the wall.
+        """
+        ones = torch.ones(len(self.projection.visible), 1, device=self.gaussians.ids.device, requires_grad=True)
+        with torch.enable_grad():
+            (total,) = torch.autograd.grad(self.projection.blend(ones).sum(), ones)  # sum of w_g(u) over pixels u
+        seen = torch.zeros(len(self.gaussians), dtype=torch.bool, device=total.device)
+        seen[self.projection.visible] = total[:, 0] > MIN_SEEN_PX
+        return seen
 
     def render(self) -> Rendering:
         """Colour, depth and alpha."""

@@ -60,19 +60,21 @@ class ParameterTable:
         columns = leaf.split(list(self.widths.values()), dim=1)
         return Rows(ids, leaf, dict(zip(self.widths, columns, strict=True)))
 
-    def update(self, rows: Rows) -> None:
-        """One Adam step on gathered rows (Kingma and Ba 2015)."""
-        grad = rows.leaf.grad
+    def update(self, rows: Rows, which: Tensor | None = None) -> None:
+        """One Adam step on gathered rows (Kingma and Ba 2015), or on those of them where `which` [V] is True."""
+        grad, values, ids = rows.leaf.grad, rows.leaf.detach(), rows.ids
         if grad is None:
             return
-        self._steps[rows.ids] += 1
-        t = self._steps[rows.ids][:, None]
-        moments = self._moments[rows.ids]
+        if which is not None:
+            grad, values, ids = grad[which], values[which], ids[which]
+        self._steps[ids] += 1
+        t = self._steps[ids][:, None]
+        moments = self._moments[ids]
         first = moments[:, 0].lerp_(grad, 1 - BETA_1)
         second = moments[:, 1].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
-        self._moments[rows.ids] = moments
+        self._moments[ids] = moments
         step = first / (1 - BETA_1**t) / ((second / (1 - BETA_2**t)).sqrt_() + EPSILON)
-        self._values[rows.ids] = rows.leaf.detach() - self._rates * step
+        self._values[ids] = values - self._rates * step
 
     def append(self, **columns: Tensor) -> None:
         """Adds rows; every column must be given, [n, width] each."""
