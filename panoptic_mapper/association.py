@@ -20,6 +20,7 @@ class AssociationConfig(Config):
     max_dice_cost: float = param(0.8, "pairs with a larger dice cost are not matched", ge=0, le=1)
     bce_weight: float = param(0.2, "weight of the binary cross entropy", ge=0)
     class_weight: float = param(0.5, "weight of the class disagreement", ge=0)
+    near_share: float = param(0.6, "an unmatched mask with this share of points at an object's place is it", gt=0, le=1)
     covered_share: float = param(0.6, "a mask that covers this share of two queries is evidence to merge", gt=0.5, le=1)
 
 

@@ -22,6 +22,8 @@ class DensityConfig(Config):
     min_alpha: float = param(0.6, "the map grows where its rendered opacity is below this", ge=0, le=1)
     depth_tolerance_m: float = param(0.05, "surfaces this much in front of the rendered depth are new, m", gt=0)
     depth_tolerance: float = param(0.03, "the same as a share of the depth; the larger of both counts", ge=0)
+    min_depth_m: float = param(0.15, "what is nearer than this hides the view and is not mapped, m", ge=0)
+    min_usable_share: float = param(0.05, "frames with a smaller share of usable depth are not mapped", ge=0, le=1)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
     scale: float = param(0.4, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
     opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
@@ -37,7 +39,12 @@ def tolerance(depth: Tensor, config: DensityConfig) -> Tensor:
 
 def usable_depth(depth: Tensor, config: DensityConfig) -> Tensor:
     """Where a depth image [H, W] holds a measurement that the map uses: bool [H, W]."""
-    return (depth > 0) & (depth < config.max_depth_m)
+    return (depth > config.min_depth_m) & (depth < config.max_depth_m)
+
+
+def unobstructed(depth: Tensor, config: DensityConfig) -> Tensor:
+    """Where a depth image [H, W] does not show something right before the lens: bool [H, W]; no depth passes."""
+    return (depth <= 0) | (depth > config.min_depth_m)
 
 
 def unexplained(depth: Tensor, rendering: Rendering, config: DensityConfig) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panoptic_mapper.attention import squared_distances
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
@@ -15,6 +16,8 @@ from panoptic_mapper.parameter_table import ParameterTable, Rows
 
 MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
 CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
+REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the seen ones (standard deviation)
+NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
 
 
@@ -28,8 +31,9 @@ class InstanceConfig(Config):
     spread: float = param(1.5, "standard deviations of a query over those of its points", gt=0)
     min_mask_px: int = param(30, "masks with fewer pixels with depth open no query", ge=1)
     merge_evidence: float = param(2.0, "votes for one object (minus twice those for two) that merge queries", gt=0)
-    min_gaussians: int = param(8, "a query that holds fewer Gaussians for long is retired", ge=1)
-    retire_after_keyframes: int = param(15, "keyframes without a match after which a query may be retired", ge=1)
+    min_gaussians: int = param(8, "a query that holds fewer Gaussians is not yet an object", ge=1)
+    retire_after: int = param(3, "a query is retired when it was contradicted so much more often than observed", ge=1)
+    max_contradictions: int = param(15, "a query is retired at the latest after so many contradictions in a row", ge=1)
 
 
 class InstanceQueries:
@@ -128,7 +132,19 @@ class InstanceQueries:
         self.evidence[row, class_index] += weight
         self.column("observations")[row] += 1
         self.column("last_seen_ns")[row] = stamp_ns
-        self.column("keyframes_missed")[row] = 0
+        self.column("contradictions")[row] = 0
+
+    def share_near(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Share [n] of points [P, 3] (m, map frame) at the place of each query `rows`: within its own extent.
+
+        A side of an object that was never seen is near the sides that were, though not among their points: the
+        query's Gaussian is widened by REACH_M in all directions.
+        """
+        std = self.table["log_scales"][rows].exp() / self.config.spread
+        widened = (std.square() + REACH_M**2).sqrt().log()
+        whitenings = whitening_matrices(self.table["quats"][rows], widened)
+        distances = squared_distances(points, self.table["centers"][rows], whitenings)
+        return (distances < NEAR_DISTANCE**2).float().mean(0)
 
     def refit(self, means: Tensor, weights: Tensor, rows: Tensor) -> None:
         """Moves each query towards the Gaussians that carry its label, by one step of a Student-t fit.
@@ -161,7 +177,7 @@ class InstanceQueries:
         self.merged_into[int(self.ids[gone])] = int(self.ids[keep])
         self.evidence[keep] += self.evidence[gone]
         self.column("observations")[keep] += self.column("observations")[gone]
-        for name, pick in (("first_seen_ns", min), ("last_seen_ns", max), ("keyframes_missed", min)):
+        for name, pick in (("first_seen_ns", min), ("last_seen_ns", max), ("contradictions", min)):
             self.column(name)[keep] = pick(int(self.column(name)[keep]), int(self.column(name)[gone]))
 
     def remove(self, rows: list[int]) -> None:
@@ -182,7 +198,7 @@ class InstanceQueries:
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
 
 
-COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "keyframes_missed")
+COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions")
 
 
 def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:

@@ -29,8 +29,9 @@ class LossWeights(Config):
     repulsion: float = param(0.01, "overlap of queries' embeddings of neighbouring objects", ge=0)
 
 
-def color_loss(rendered: Tensor, observed: Tensor, ssim_share: float) -> Tensor:
-    """Weighted L1 and structural dissimilarity of images [H, W, 3] in 0..1."""
+def color_loss(rendered: Tensor, observed: Tensor, counted: Tensor, ssim_share: float) -> Tensor:
+    """Weighted L1 and structural dissimilarity of images [H, W, 3] in 0..1 over `counted` [H, W] (0 or 1)."""
+    rendered, observed = rendered * counted[..., None], observed * counted[..., None]
     l1 = (rendered - observed).abs().mean()
     if ssim_share == 0:
         return l1

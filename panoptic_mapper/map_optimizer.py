@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
-from panoptic_mapper.density_control import DensityConfig, usable_depth
+from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.losses import (
@@ -63,11 +63,12 @@ class MapOptimizer:
     def _geometry_terms(self, keyframe: Keyframe, view: MapView) -> dict[str, Tensor]:
         rendering = view.render()
         observed = keyframe.color.float() / 255
+        counted = unobstructed(keyframe.depth, self.density).float()
         measured = usable_depth(keyframe.depth, self.density).float()
         covered = measured * (rendering.alpha.detach() > 0.5)
         largest = view.gaussians["log_scales"].amax(1).exp()
         return {
-            "color": color_loss(rendering.color, observed, self.weights.ssim_share),
+            "color": color_loss(rendering.color, observed, counted, self.weights.ssim_share),
             "depth": masked_mean((rendering.depth - keyframe.depth).abs(), covered),
             "opacity": masked_mean(1 - rendering.alpha, measured),
             "scale": (largest - self.weights.max_scale_m).clamp_min(0).mean(),

@@ -23,6 +23,8 @@ from panoptic_mapper.density_control import (
     grown_gaussians,
     survivors,
     unexplained,
+    unobstructed,
+    usable_depth,
 )
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
@@ -125,7 +127,7 @@ class PanopticMapper:
             view = self.map.view(keyframe.camera, keyframe.T_map_camera)
             rendering = view.render()
             associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
-            new_ids = open_queries(keyframe, self.map, self.config.density)
+            new_ids = open_queries(keyframe, view, self.map, self.config.association, self.config.density)
         with self._timed("grow", stage_ms):
             new = unexplained(keyframe.depth, rendering, self.config.density)
             num_before = len(self.map.gaussians)
@@ -197,11 +199,14 @@ class PanopticMapper:
 
     @torch.no_grad()
     def _is_keyframe(self, frame: Frame) -> bool:
-        """Whether the camera has moved on, or sees enough that is not in the map."""
+        """Whether a frame has depth to map, and the camera has moved on or sees enough that is not in the map."""
+        depth = torch.tensor(frame.depth, device=self.device)
+        if float(usable_depth(depth, self.config.density).float().mean()) < self.config.density.min_usable_share:
+            return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
         rendering = self.map.view(frame.camera, frame.T_map_camera).render()
-        new = unexplained(torch.tensor(frame.depth, device=self.device), rendering, self.config.density)
+        new = unexplained(depth, rendering, self.config.density)
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
 
     def _segment(self, frame: Frame) -> Segmentation | None:
@@ -209,8 +214,10 @@ class PanopticMapper:
         if segmentation is None:
             return None
         check_segmentation(segmentation, frame, self.label_space)
-        mapped = self.at_mapping_size(frame)
-        return segmentation.resized(mapped.camera.width, mapped.camera.height)
+        depth = self.at_mapping_size(frame).depth
+        segmentation = segmentation.resized(*depth.shape[::-1])
+        clear = unobstructed(torch.from_numpy(depth), self.config.density).numpy()
+        return Segmentation(segmentation.semantic * clear, segmentation.instance * clear, segmentation.confidence)
 
     def _prune(self) -> int:
         """Removes Gaussians that faded, grew too large or float in free space; returns their number."""

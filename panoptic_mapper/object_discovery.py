@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from panoptic_mapper.association import AssociationConfig, mask_overlap, match_masks, same_object_votes
+from panoptic_mapper.association import MIN_QUERY_PX, AssociationConfig, mask_overlap, match_masks, same_object_votes
 from panoptic_mapper.density_control import DensityConfig, depth_at_centers, tolerance, usable_depth
 from panoptic_mapper.geometry import backproject, transform
 from panoptic_mapper.instances import InstanceQueries
@@ -32,16 +33,20 @@ def associate(
     overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
     class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T.to(masks)
     queries.votes[rows[:, None], rows] += same_object_votes(overlap, config).cpu()
-    queries.column("keyframes_missed")[rows] += 1
+    queries.column("contradictions")[rows[(overlap.query_px > MIN_QUERY_PX).cpu()]] += 1  # a match takes it back
     for mask, query in match_masks(overlap, class_probs, config):
-        row = int(rows[query])
-        queries.observe(row, keyframe.mask_classes[mask + 1], keyframe.mask_scores[mask + 1], keyframe.stamp_ns)
-        keyframe.mask_ids[mask + 1] = int(queries.ids[row])
+        observe_mask(keyframe, mask + 1, int(rows[query]), queries)
 
 
 @torch.no_grad()
-def open_queries(keyframe: Keyframe, map: PanopticMap, density: DensityConfig) -> list[int]:
-    """Opens a query for every unmatched mask of a thing with enough depth; returns the new public ids."""
+def open_queries(
+    keyframe: Keyframe, view: MapView, map: PanopticMap, config: AssociationConfig, density: DensityConfig
+) -> list[int]:
+    """Gives each unmatched mask of a thing to an unmatched object at its place, or opens a query; returns the new ids.
+
+    A mask that shows a side of an object that was never seen overlaps with nothing that can be rendered; its place and
+    its class are then what tells that it is a known object.
+    """
     T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(keyframe.depth.device)
     points = transform(T_map_camera, backproject(keyframe.depth, keyframe.camera))
     usable = usable_depth(keyframe.depth, density)
@@ -51,11 +56,40 @@ def open_queries(keyframe: Keyframe, map: PanopticMap, density: DensityConfig) -
         if keyframe.mask_ids[mask] or not bool(map.head.is_thing[class_index]):
             continue
         inside = points[(keyframe.mask_index == mask) & usable]
-        if len(inside) >= map.queries.config.min_mask_px:
+        if len(inside) < map.queries.config.min_mask_px:
+            continue
+        row = _object_at(inside, class_index, keyframe, view.queries.ids.cpu(), map.queries, config)
+        if row >= 0:
+            observe_mask(keyframe, mask, row, map.queries)
+        else:
             score, stamp_ns = keyframe.mask_scores[mask], keyframe.stamp_ns
             keyframe.mask_ids[mask] = map.queries.add(inside, class_index, score, stamp_ns)
             new_ids.append(keyframe.mask_ids[mask])
     return new_ids
+
+
+def observe_mask(keyframe: Keyframe, mask: int, row: int, queries: InstanceQueries) -> None:
+    """Notes that a mask of a keyframe shows the object of a row."""
+    queries.observe(row, keyframe.mask_classes[mask], keyframe.mask_scores[mask], keyframe.stamp_ns)
+    keyframe.mask_ids[mask] = int(queries.ids[row])
+
+
+def _object_at(
+    points: Tensor,
+    class_index: int,
+    keyframe: Keyframe,
+    candidates: Tensor,
+    queries: InstanceQueries,
+    config: AssociationConfig,
+) -> int:
+    """The row of the object of that class that is where the points [P, 3] are and has no mask yet, or -1."""
+    taken = torch.isin(queries.ids[candidates], torch.tensor(keyframe.mask_ids))
+    same_class = queries.class_indices[candidates] == class_index
+    candidates = candidates[~taken & same_class]
+    if len(candidates) == 0:
+        return -1
+    share, best = queries.share_near(points[:: max(1, len(points) // 500)], candidates).max(0)
+    return int(candidates[best]) if share >= config.near_share else -1
 
 
 @torch.no_grad()
@@ -85,17 +119,15 @@ def label_unlabeled(keyframe: Keyframe, map: PanopticMap, density: DensityConfig
 
 @torch.no_grad()
 def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
-    """Merges queries that turned out to be one object and retires those that hold nothing."""
+    """Merges queries that turned out to be one object and retires those that the 2D labels keep contradicting."""
     queries = map.queries
     if len(queries) == 0:
         return
     for keep, gone in _merges(queries):
         queries.merge(keep, gone)
         _relabel(map, int(queries.ids[gone]), keep)
-    ids = map.gaussians["instance_id"].long()
-    num_gaussians = torch.bincount(queries.rows_of(ids) + 1, minlength=len(queries) + 1)[1:].cpu()
-    missed = queries.column("keyframes_missed") >= queries.config.retire_after_keyframes
-    ghosts = missed & (num_gaussians < queries.config.min_gaussians)
+    limit = (queries.column("observations") + queries.config.retire_after).clamp_max(queries.config.max_contradictions)
+    ghosts = queries.column("contradictions") >= limit
     merged = torch.tensor([int(id) in queries.merged_into for id in queries.ids])
     if bool((ghosts | merged).any()):
         queries.remove((ghosts | merged).nonzero()[:, 0].tolist())

@@ -17,6 +17,7 @@ from panoptic_mapper.density_control import (
     survivors,
     tolerance,
     unexplained,
+    unobstructed,
     usable_depth,
 )
 from panoptic_mapper.gaussian_map import WIDTHS, GaussianMap, LearningRates
@@ -24,7 +25,13 @@ from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
 from panoptic_mapper.rasterizers.base import Rendering
 
 CONFIG = DensityConfig(
-    stride_px=2, min_alpha=0.6, depth_tolerance_m=0.05, depth_tolerance=0.03, max_depth_m=10, scale=0.5
+    stride_px=2,
+    min_alpha=0.6,
+    depth_tolerance_m=0.05,
+    depth_tolerance=0.03,
+    min_depth_m=0.15,
+    max_depth_m=10,
+    scale=0.5,
 )
 POSE = np.eye(4)
 POSE[:3, :3] = Rotation.from_rotvec([0.2, -0.4, 0.1]).as_matrix()
@@ -53,8 +60,14 @@ def test_tolerance_is_the_larger_of_the_two() -> None:
     np.testing.assert_allclose(tolerance(torch.tensor([1.0, 5.0]), CONFIG), [0.05, 0.15])
 
 
-def test_usable_depth_is_measured_and_not_too_far() -> None:
-    assert usable_depth(torch.tensor([0.0, 0.1, 9.9, 10.0]), CONFIG).tolist() == [False, True, True, False]
+def test_usable_depth_is_measured_and_neither_too_near_nor_too_far() -> None:
+    depth = torch.tensor([0.0, 0.1, 0.16, 9.9, 10.0])
+    assert usable_depth(depth, CONFIG).tolist() == [False, False, True, True, False]
+
+
+def test_only_what_is_measured_right_before_the_lens_obstructs() -> None:
+    depth = torch.tensor([0.0, 0.1, 0.16, 9.9, 10.0])
+    assert unobstructed(depth, CONFIG).tolist() == [True, False, True, True, True]
 
 
 def test_what_is_unexplained() -> None:

@@ -117,7 +117,7 @@ def test_refit_counts_members_by_weight_and_leaves_the_others() -> None:
 def test_observations_gather_evidence() -> None:
     queries = make_queries()
     add(queries, (0, 0, 0), (5, 0, 0))
-    queries.column("keyframes_missed")[:] = 4
+    queries.column("contradictions")[:] = 4
     queries.observe(1, TABLE, 0.5, 77)
     queries.observe(1, TABLE, 1.5, 99)
     assert queries.class_indices.tolist() == [CHAIR, TABLE]
@@ -125,7 +125,7 @@ def test_observations_gather_evidence() -> None:
     np.testing.assert_allclose(queries.class_probabilities(torch.tensor([1]))[0, [CHAIR, TABLE]], [1 / 3, 2 / 3])
     assert queries.column("observations").tolist() == [1, 3]
     assert queries.column("last_seen_ns").tolist() == [0, 99]
-    assert queries.column("keyframes_missed").tolist() == [4, 0]
+    assert queries.column("contradictions").tolist() == [4, 0]
 
 
 def test_ids_are_never_reused() -> None:
@@ -150,12 +150,12 @@ def test_a_merged_query_has_the_evidence_of_both() -> None:
     add(queries, (0, 0, 0), (5, 0, 0))
     queries.observe(0, CHAIR, 1.0, 500)
     queries.observe(1, TABLE, 0.25, 30)
-    queries.column("keyframes_missed")[0] = 3
+    queries.column("contradictions")[0] = 3
     queries.merge(0, 1)
     assert queries.evidence[0].tolist() == [0, 3, 0, 0.25, 0]
     kept = [int(queries.column(name)[0]) for name in ("observations", "first_seen_ns", "last_seen_ns")]
     assert kept == [4, 0, 500]
-    assert queries.column("keyframes_missed")[0] == 0
+    assert queries.column("contradictions")[0] == 0
 
 
 def test_remove_keeps_rows_aligned() -> None:

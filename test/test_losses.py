@@ -51,14 +51,29 @@ def test_ssim_of_equal_images_is_one() -> None:
     a, b = images()
     np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
     assert ssim(a, b) < 0.5
-    assert color_loss(a, a, 0.2).abs() < 1e-6
+    assert color_loss(a, a, torch.ones(21, 30), 0.2).abs() < 1e-6
 
 
 def test_color_loss_mixes_l1_and_ssim() -> None:
     a, b = images()
     l1 = (a - b).abs().mean()
-    torch.testing.assert_close(color_loss(a, b, 0), l1)
-    torch.testing.assert_close(color_loss(a, b, 0.25), 0.75 * l1 + 0.25 * (1 - ssim(a, b)))
+    everywhere = torch.ones(21, 30)
+    torch.testing.assert_close(color_loss(a, b, everywhere, 0), l1)
+    torch.testing.assert_close(color_loss(a, b, everywhere, 0.25), 0.75 * l1 + 0.25 * (1 - ssim(a, b)))
+
+
+@pytest.mark.parametrize("ssim_share", [0.0, 0.5])
+def test_color_is_compared_only_where_it_counts(ssim_share: float) -> None:
+    a, b = images()
+    b[:, :10] = a[:, :10]
+    counted = torch.zeros(21, 30)
+    counted[:, :10] = 1
+    a.requires_grad_()
+    assert color_loss(a, b, counted, ssim_share).abs() < 1e-6
+    counted[:, 10:15] = 1
+    color_loss(a, b, counted, ssim_share).backward()
+    assert (a.grad[:, 15:] == 0).all()
+    assert (a.grad[:, 10:15] != 0).any()
 
 
 def test_masked_mean_by_hand() -> None:

@@ -18,7 +18,8 @@ SETTINGS = (
     "up_axis=z",
     "instances.min_mask_px=30",
     "instances.min_gaussians=8",
-    "instances.retire_after_keyframes=15",
+    "instances.retire_after=3",
+    "instances.max_contradictions=15",
 )
 TABLE_ID, CHAIR_ID = 1, 2  # masks are numbered by instance id: the table is instance 3, the chair instance 5
 
@@ -39,6 +40,13 @@ def associated(mapper: PanopticMapper, frame: Frame) -> list[int]:
     with torch.no_grad():
         associate(keyframe, view, view.render(), mapper.map.queries, mapper.config.association, mapper.config.density)
     return keyframe.mask_ids[1:]
+
+
+def opened(mapper: PanopticMapper) -> list[int]:
+    """Ids of the objects that the latest keyframe's masks without a match open."""
+    keyframe, config = mapper.keyframes.all[-1], mapper.config
+    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
+    return open_queries(keyframe, view, mapper.map, config.association, config.density)
 
 
 def test_unmatched_masks_open_queries_with_the_class_of_their_mask() -> None:
@@ -101,8 +109,7 @@ def test_a_mask_of_something_new_is_not_matched() -> None:
     labels = wall_frame().labels.instance.copy()
     labels[2:8, 2:8] = 9
     assert associated(mapper, relabeled(labels)) == [TABLE_ID, CHAIR_ID, 0]
-    new = open_queries(mapper.keyframes.all[-1], mapper.map, mapper.config.density)
-    assert new == [3]
+    assert opened(mapper) == [3]
     assert mapper.keyframes.all[-1].mask_ids == [0, TABLE_ID, CHAIR_ID, 3]
 
 
@@ -173,24 +180,31 @@ def test_a_split_object_becomes_one_again() -> None:
     assert (mapper.map.gaussians["instance_id"][things] == 1).all()
 
 
-@pytest.mark.parametrize(("missed", "num_gaussians", "retired"), [(15, 7, True), (15, 8, False), (14, 7, False)])
-def test_queries_that_hold_nothing_for_long_are_retired(missed: int, num_gaussians: int, retired: bool) -> None:
+@pytest.mark.parametrize(
+    ("observations", "contradictions", "retired"),
+    [(1, 3, False), (1, 4, True), (5, 7, False), (5, 8, True), (90, 14, False), (90, 15, True)],
+)
+def test_queries_that_labels_keep_contradicting_are_retired(
+    observations: int, contradictions: int, retired: bool
+) -> None:
     mapper = wall_mapper()
-    queries, gaussians = mapper.map.queries, mapper.map.gaussians
-    chairs = (gaussians["instance_id"] == CHAIR_ID).nonzero()[:, 0]
-    gaussians["instance_id"][chairs[num_gaussians:]] = 0
-    queries.column("keyframes_missed")[1] = missed
+    queries = mapper.map.queries
+    queries.column("observations")[1] = observations
+    queries.column("contradictions")[1] = contradictions
     maintain_queries(mapper.map, mapper.keyframes)
     assert queries.ids.tolist() == ([TABLE_ID] if retired else [TABLE_ID, CHAIR_ID])
     assert queries.resolve(CHAIR_ID) == (0 if retired else CHAIR_ID)
     assert mapper.keyframes.all[0].mask_ids == [0, TABLE_ID, 0 if retired else CHAIR_ID]
 
 
-def test_masks_that_are_not_found_are_counted_as_missed() -> None:
+def test_an_object_whose_pixels_have_another_label_is_contradicted() -> None:
     mapper = wall_mapper()
     labels = np.where(wall_frame().labels.instance == 3, 3, 0)
     associated(mapper, relabeled(labels))
-    assert mapper.map.queries.column("keyframes_missed").tolist() == [0, 1]
+    associated(mapper, relabeled(labels))
+    assert mapper.map.queries.column("contradictions").tolist() == [0, 2]
+    associated(mapper, wall_frame(stamp_ns=1))
+    assert mapper.map.queries.column("contradictions").tolist() == [0, 0]
 
 
 def test_no_queries_need_no_maintenance() -> None:
