@@ -24,7 +24,6 @@ LIBRARIES = {
     "numpy": "numpy",
     "scipy": "scipy",
     "rosbags": "rosbags",
-    "torchmetrics": "torchmetrics",
     "typer": "typer",
     "rich": "rich",
     "safetensors": "safetensors",
@@ -179,13 +178,14 @@ def _kernels() -> str:
     library = ops.ahead_of_time_library()
     if library is not None:
         return f"built with the package: {library}"
+    cached = ops.cached_library()
+    if cached is not None:
+        return f"compiled on first use: {cached}"
     missing = ops.missing_for_compiling()
     if missing is not None:
         what, _, command = missing.partition(" with: ")
         raise Missing(f"not built, and cannot be compiled: {what}", command or None)
-    if any(ops.cache_dir().glob("*.so")):
-        return f"compiled on first use: {ops.cache_dir()}"
-    return "will be compiled on first use (about half a minute)"
+    return "will be compiled on first use (about a minute)"
 
 
 def _cuda_device() -> str:

@@ -124,21 +124,27 @@ def test_cuda_device(fake_modules, monkeypatch, driver, cuda, available, ok, rem
         (None, "out of luck", False, "out of luck", "make install"),
     ],
 )
-def test_kernels(fake_modules, tmp_path, library, missing, ok, found, remedy):
+def test_kernels(fake_modules, library, missing, ok, found, remedy):
     fake_modules["panoptic_mapper.ops"] = SimpleNamespace(
-        ahead_of_time_library=lambda: library, missing_for_compiling=lambda: missing, cache_dir=lambda: tmp_path
+        ahead_of_time_library=lambda: library, missing_for_compiling=lambda: missing, cached_library=lambda: None
     )
     check = find("kernels")
     assert (check.ok, check.remedy) == (ok, remedy)
     assert found in check.found
 
 
-def test_kernels_that_were_compiled_on_first_use(fake_modules, tmp_path):
-    (tmp_path / "k.so").touch()
+def test_the_kernels_of_this_checkout_are_found():
+    assert find("kernels").found.startswith(("built with the package: /", "compiled on first use: /", "will be"))
+
+
+def test_kernels_that_were_compiled_on_first_use(fake_modules):
     fake_modules["panoptic_mapper.ops"] = SimpleNamespace(
-        ahead_of_time_library=lambda: None, missing_for_compiling=lambda: None, cache_dir=lambda: tmp_path
+        ahead_of_time_library=lambda: None,
+        missing_for_compiling=lambda: "no compiler",
+        cached_library=lambda: "/a/k.so",
     )
-    assert find("kernels").found == f"compiled on first use: {tmp_path}"
+    check = find("kernels")
+    assert (check.ok, check.found) == (True, "compiled on first use: /a/k.so")
 
 
 def test_ros_is_sourced(fake_modules, monkeypatch):

@@ -1,6 +1,5 @@
 """The compiled operators: registration, argument checks, and how they are found and built."""
 
-import logging
 import os
 import platform
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from rasterizer_scenes import CAMERA, random_scene
 from torch import Tensor
 
+import panoptic_mapper
 from panoptic_mapper import ops
 from panoptic_mapper.ops import build
 from panoptic_mapper.rasterizers.cpu import CpuRasterizer, CpuView
@@ -124,25 +124,83 @@ def test_source_hash_follows_every_source(tmp_path: Path) -> None:
     assert build.source_hash(tmp_path) != before
 
 
-def test_library_for_another_torch_or_older_than_its_sources_is_not_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def kernel_marker(version: str) -> bytes:
+    """What the compiled library holds: the torch that it was built for."""
+    return f"\0panoptic_mapper kernels for torch {version}\0".encode()
+
+
+@pytest.fixture
+def checkout_and_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Sources of a checkout, and a library that was installed from the same ones, for this torch."""
+    checkout, installed = tmp_path / "checkout", tmp_path / "site-packages" / "panoptic_mapper"
+    for folder in (checkout / "cuda", installed / "cuda_src"):
+        folder.mkdir(parents=True)
+        (folder / "rasterize.cpp").write_text("int a;")
+    (checkout / "panoptic_mapper").mkdir()
+    (checkout / "package.xml").touch()
+    library = installed / "_kernels.cpython-311.so"
+    library.write_bytes(kernel_marker(torch.__version__.split("+")[0]))
+    monkeypatch.setattr(panoptic_mapper, "__path__", [str(checkout / "panoptic_mapper"), str(installed)])
+    return checkout / "cuda", library
+
+
+def test_a_checkout_takes_the_installed_library_of_the_same_sources(
+    checkout_and_installation: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(ops, "_PACKAGE", tmp_path / "panoptic_mapper")
-    library = tmp_path / "panoptic_mapper" / "_kernels.cpython-311.so"
-    library.parent.mkdir()
-    library.write_bytes(b"\0panoptic_mapper kernels for torch 1.0.0\0")
-    with caplog.at_level(logging.WARNING):
-        assert ops.ahead_of_time_library() is None
-    assert "another torch" in caplog.text
-    version = torch.__version__.split("+")[0].encode()
-    library.write_bytes(b"\0panoptic_mapper kernels for torch " + version + b"\0")
+    sources, library = checkout_and_installation
+    assert ops.source_dir() == sources
+    os.utime(sources / "rasterize.cpp", (0, library.stat().st_mtime + 10))  # as a fresh clone has it
     assert ops.ahead_of_time_library() == library
-    (tmp_path / "cuda").mkdir()
-    source = tmp_path / "cuda" / "rasterize.cpp"
-    source.touch()
-    os.utime(source, (0, library.stat().st_mtime + 1))
+    (sources / "rasterize.cpp").write_text("int b;")
     assert ops.ahead_of_time_library() is None
-    assert "older than its sources" in caplog.text
+    assert f"was built from other sources than {sources}" in caplog.text
+
+
+def test_an_installation_without_checkout_takes_its_library(
+    checkout_and_installation: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, library = checkout_and_installation
+    monkeypatch.setattr(panoptic_mapper, "__path__", [str(library.parent)])
+    assert ops.source_dir() == library.parent / "cuda_src"
+    assert ops.ahead_of_time_library() == library
+
+
+def test_a_library_for_another_torch_is_not_taken(
+    checkout_and_installation: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, library = checkout_and_installation
+    library.write_bytes(kernel_marker("1.0.0"))
+    assert ops.ahead_of_time_library() is None
+    assert "another torch" in caplog.text
+
+
+def test_a_library_built_in_the_checkout_must_be_newer_than_its_sources(
+    checkout_and_installation: tuple[Path, Path],
+) -> None:
+    sources, installed = checkout_and_installation
+    library = installed.replace(sources.parent / "panoptic_mapper" / installed.name)
+    assert ops.ahead_of_time_library() == library
+    os.utime(sources / "rasterize.cpp", (0, library.stat().st_mtime + 1))
+    assert ops.ahead_of_time_library() is None
+
+
+def test_these_tests_use_what_was_installed_from_these_sources() -> None:
+    packed = [Path(path) / "cuda_src" for path in panoptic_mapper.__path__ if list(Path(path).glob("_kernels*.so"))]
+    if not packed or build.source_hash(packed[0]) != build.source_hash(REPO / "cuda"):
+        pytest.skip("nothing is installed from the present sources")
+    assert ops.load().parent == packed[0].parent
+
+
+def test_ninja_is_found_beside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, folder in (("c++", "usr"), ("ninja", "venv")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).touch(0o755)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "usr"))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "usr" / "python"))
+    assert "ninja is missing" in (ops.missing_for_compiling() or "")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "venv" / "python"))  # started without activation
+    assert ops.missing_for_compiling() is None
 
 
 @pytest.mark.parametrize(("missing", "command"), [("c++", "apt-get install g++"), ("ninja", "pip install ninja")])
@@ -157,7 +215,7 @@ def test_what_is_missing_for_compiling_is_named(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_installation_without_sources_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_PACKAGE", tmp_path / "panoptic_mapper")
+    monkeypatch.setattr(panoptic_mapper, "__path__", [str(tmp_path / "panoptic_mapper")])
     assert "sources are not in this installation" in (ops.missing_for_compiling() or "")
 
 

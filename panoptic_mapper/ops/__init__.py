@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 
+import panoptic_mapper
 from panoptic_mapper.ops.build import COMPILE_ARGS, LINK_ARGS, source_hash
+from panoptic_mapper.resources import PACKED_FOLDERS, resource_path
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE = Path(__file__).resolve().parents[1]
 _lock = threading.Lock()
 _loaded_from: Path | None = None
 
@@ -47,24 +48,37 @@ def load() -> Path:
 
 
 def ahead_of_time_library() -> Path | None:
-    """The library that was built with the package, if it fits this version of torch and the checkout's sources."""
+    """The library that was built with the package, if it was built for this torch and from the present sources.
+
+    A checkout, which comes first on sys.path, takes that of the installed package while their sources are the same.
+    """
     marker = f"panoptic_mapper kernels for torch {torch.__version__.split('+')[0]}\0".encode()
-    for path in sorted(_PACKAGE.glob("_kernels*.so")):
-        if marker not in path.read_bytes():
-            logger.warning("%s was built for another torch than %s; not used", path.name, torch.__version__)
-        elif any(file.stat().st_mtime > path.stat().st_mtime for file in (_PACKAGE.parent / "cuda").glob("*")):
-            logger.warning("%s is older than its sources in cuda/; not used", path.name)
-        else:
-            return path
+    sources = source_dir()
+    for package in map(Path, panoptic_mapper.__path__):
+        for path in sorted(package.glob("_kernels*.so")):
+            if marker not in path.read_bytes():
+                logger.warning("%s was built for another torch than %s; not used", path, torch.__version__)
+            elif sources is not None and not _is_built_from(sources, path):
+                logger.warning("%s was built from other sources than %s; not used", path, sources)
+            else:
+                return path
     return None
+
+
+def _is_built_from(sources: Path, library: Path) -> bool:
+    """Whether the sources packed beside the library are these; without packed ones, whether it is newer than these."""
+    packed = library.parent / PACKED_FOLDERS["cuda"]
+    if packed.is_dir():
+        return packed == sources or source_hash(packed) == source_hash(sources)
+    return all(file.stat().st_mtime <= library.stat().st_mtime for file in sources.iterdir())
 
 
 def source_dir() -> Path | None:
     """The folder of the C++ sources: `cuda/` of the checkout, or `cuda_src/` of the installed package."""
-    for path in (_PACKAGE.parent / "cuda", _PACKAGE / "cuda_src"):
-        if (path / "rasterize.cpp").is_file():
-            return path
-    return None
+    try:
+        return resource_path("cuda")
+    except FileNotFoundError:
+        return None
 
 
 def missing_for_compiling() -> str | None:
