@@ -4,9 +4,11 @@ import ast
 import importlib.metadata
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
+import types
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -101,9 +103,21 @@ def imported_packages(folder):
     return names
 
 
+def test_every_library_that_is_imported_is_required():
+    """Test libraries are not: a user's installation stays without them."""
+    distributions = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "open3d": "open3d-cpu"}
+    required = {re.match(r"[\w-]+", line).group() for line in PYPROJECT["project"]["dependencies"]}
+    optional = {"gsplat", "ai_edge_litert", "ncnn"}
+    used = {name for name in imported_packages(ROOT / "panoptic_mapper") if importlib.util.find_spec(name)}
+    used -= {*sys.stdlib_module_names, *optional, "panoptic_mapper", "pytest"}
+    ros = {e.text for e in PACKAGE_XML if e.tag in ("depend", "exec_depend")}
+    assert {distributions.get(name, name) for name in used - ros} <= required
+    assert "torchmetrics" not in required
+
+
 def test_package_xml_names_the_ros_packages_that_are_imported():
     ros = re.compile(
-        r"\w+_msgs|std_srvs|rclpy|tf2_ros|tf2_py|cv_bridge|message_filters|launch|launch_ros|ament_index_python"
+        r"\w+_msgs|\w+_interfaces|std_srvs|rclpy|tf2_ros|tf2_py|cv_bridge|message_filters|launch|launch_ros|ament_index_python"
     )
     imported = imported_packages(ROOT / "panoptic_mapper") | imported_packages(ROOT / "launch")
     named = {element.text for element in PACKAGE_XML if element.tag in ("depend", "exec_depend")}
@@ -140,6 +154,15 @@ def test_scripts_of_a_workspace_call_the_same_functions_as_those_of_pip():
     for name, target in PYPROJECT["project"]["scripts"].items():
         module, function = target.split(":")
         assert f"from {module} import {function}\n" in (ROOT / "scripts" / name).read_text()
+
+
+def test_a_script_ends_with_the_status_that_the_node_ends_with(monkeypatch):
+    node = types.ModuleType("panoptic_mapper.ros.mapper_node")
+    node.main = lambda: 3
+    monkeypatch.setitem(sys.modules, node.__name__, node)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts/mapper_node"), run_name="__main__")
+    assert ended.value.code == 3
 
 
 @pytest.mark.parametrize("module", ["panoptic_mapper", "panoptic_mapper.cli", "panoptic_mapper.resources"])
@@ -216,5 +239,5 @@ def test_installed_messages_are_those_of_the_sources():
             names = [field.split()[1] for field, _ in interface_fields(text) if "=" not in field]
             assert list(type_.get_fields_and_field_types()) == names
 
-    status = msg.MapStatus(state=msg.MapStatus.STATE_PAUSED, drop_reasons=["queue full"], drop_counts=[2**40])
+    status = msg.MapStatus(state=msg.MapStatus.STATE_PAUSED, drop_reasons=["queue_full"], drop_counts=[2**40])
     assert deserialize_message(serialize_message(status), msg.MapStatus) == status
