@@ -319,9 +319,9 @@ def test_any_content_at_any_size_gives_usable_labels(width, height):
         ("ncnn", "ncnn", lambda file: tiny_models.YoloxDetector(file, file)),
     ],
 )
-def test_missing_run_time_names_the_extra(monkeypatch, tmp_path, module, package, make):
+def test_missing_run_time_names_the_command(monkeypatch, tmp_path, module, package, make):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=rf"{package}.*pip install 'panoptic_mapper\[tiny\]'"):
+    with pytest.raises(ValueError, match=rf"{package}.*pip install ai-edge-litert ncnn"):
         make(tmp_path / "weights")
 
 

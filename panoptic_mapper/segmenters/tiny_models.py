@@ -34,7 +34,7 @@ YOLOX_SIZE_PX = 416  # square input
 YOLOX_STRIDES = (8, 16, 32)
 PADDING_GRAY = 114  # what YOLOX was trained with around letterboxed images
 NMS_IOU = 0.5
-INSTALL_HINT = "pip install 'panoptic_mapper[tiny]'"
+INSTALL_HINT = "pip install ai-edge-litert ncnn"
 
 
 @dataclass(frozen=True)
