@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import split_indices
-from panoptic_mapper.mapper import MapperConfig, PanopticMapper
+from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.mapper import UP_AXES, MapperConfig, PanopticMapper
 from panoptic_mapper.segmenters import SegmenterConfig, create_segmenter
 
 Progress = Callable[[int, int, str], None]  # frames done, frames in all, a few words about the map
@@ -50,8 +52,7 @@ def build_map(dataset: Dataset, config: BuildConfig, progress: Progress | None =
     splits = {"train": [used[i] for i in train], "test": [used[i] for i in test]}
     if not splits["train"]:
         raise ValueError(f"{dataset.name}: no frame is left to map out of {len(dataset)}")
-    segmenter = create_segmenter(config.segmenter, dataset.label_space)
-    mapper = PanopticMapper(config.mapper, segmenter, resolved_device(config.device))
+    mapper = create_mapper(config.mapper, config.segmenter, dataset.label_space, config.device)
     start = time.perf_counter()
     for done, index in enumerate(splits["train"], start=1):
         mapper.integrate(dataset[index])
@@ -59,6 +60,22 @@ def build_map(dataset: Dataset, config: BuildConfig, progress: Progress | None =
             num_gaussians, num_objects = len(mapper.map.gaussians), len(mapper.map.queries)
             progress(done, len(splits["train"]), f"{num_gaussians:,} Gaussians, {num_objects} objects")
     return Built(mapper, splits, time.perf_counter() - start)
+
+
+def create_mapper(
+    config: MapperConfig, segmenter: SegmenterConfig, label_space: LabelSpace | None, device: str
+) -> PanopticMapper:
+    """A mapper with its segmenter, which is told the map's up direction where the configuration gives one.
+
+    Args:
+        label_space: classes of the labels that come with the frames, where there are such.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        ValueError: the segmenter lacks its label space, run times or weights, or there is no such device.
+    """
+    up = None if config.up_axis == "auto" else np.array(UP_AXES[config.up_axis], dtype=np.float64)  # [3]
+    return PanopticMapper(config, create_segmenter(segmenter, label_space, up), resolved_device(device))
 
 
 def resolved_device(name: str) -> str:

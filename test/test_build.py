@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from small_room import ROOM_SPACE, room_frames
 
-from panoptic_mapper.build import BuildConfig, build_map, resolved_device
+from panoptic_mapper import build
+from panoptic_mapper.build import BuildConfig, build_map, create_mapper, resolved_device
 from panoptic_mapper.config import load_config
 from panoptic_mapper.frame import Frame
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.segmenters import SegmenterConfig
+from panoptic_mapper.segmenters.none import NoSegmenter
 
 
 class Recording:
@@ -98,3 +102,20 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="device 'cuda': torch finds no NVIDIA GPU"):
         resolved_device("cuda")
+
+
+@pytest.mark.parametrize(("up_axis", "expected"), [("auto", None), ("-y", [0, -1, 0]), ("z", [0, 0, 1])])
+def test_the_segmenter_is_told_a_known_up_direction(
+    monkeypatch: pytest.MonkeyPatch, up_axis: str, expected: list[int] | None
+) -> None:
+    told = []
+
+    def segmenter(config: SegmenterConfig, label_space: LabelSpace | None, up: np.ndarray | None) -> NoSegmenter:
+        told.append(None if up is None else up.tolist())
+        return NoSegmenter(label_space)
+
+    monkeypatch.setattr(build, "create_segmenter", segmenter)
+    settings = config("segmenter.name=geometric", f"mapper.up_axis={up_axis}")
+    mapper = create_mapper(settings.mapper, settings.segmenter, ROOM_SPACE, "cpu")
+    assert told == [expected]
+    assert mapper.label_space == ROOM_SPACE

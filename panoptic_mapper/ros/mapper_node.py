@@ -16,7 +16,7 @@ from rclpy.exceptions import NotInitializedException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
-from panoptic_mapper.build import resolved_device
+from panoptic_mapper.build import create_mapper, resolved_device
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import PanopticMapper
@@ -30,7 +30,6 @@ from panoptic_mapper.ros.pose_source import FrameTransforms, TfPoseSource, Topic
 from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
-from panoptic_mapper.segmenters import create_segmenter
 from panoptic_mapper.worker import MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
@@ -38,9 +37,8 @@ RESOLVE_PERIOD_S = 0.05  # how often frames that wait for their pose are looked 
 LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes and the label images of another node
 
 
-def create_mapper(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
-    segmenter = create_segmenter(config.segmenter, label_space)
-    return PanopticMapper(config.mapper, segmenter, resolved_device(config.device))
+def mapper_of_node(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
+    return create_mapper(config.mapper, config.segmenter, label_space, config.device)
 
 
 class MapperNode(Node):
@@ -51,7 +49,7 @@ class MapperNode(Node):
     """
 
     def __init__(
-        self, make_mapper: Callable[[NodeConfig, LabelSpace | None], PanopticMapper] = create_mapper, **node_options
+        self, make_mapper: Callable[[NodeConfig, LabelSpace | None], PanopticMapper] = mapper_of_node, **node_options
     ):
         super().__init__("panoptic_mapper", automatically_declare_parameters_from_overrides=True, **node_options)
         self.config = config = read_parameters(self, NodeConfig)
