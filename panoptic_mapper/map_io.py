@@ -42,7 +42,10 @@ def save_map(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, A
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the same folder: a rename within one file system
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the umask allows; safetensors makes files that only the owner can read
         save_file(arrays, temporary, metadata=header)
+        temporary.chmod(mode)
         _sync(temporary)  # the data reach the disk before the name does
         os.replace(temporary, path)
         _sync(path.parent)

@@ -42,6 +42,16 @@ def test_round_trip_is_exact(map_file: Path) -> None:
     assert os.listdir(map_file.parent) == ["a.pmap"]
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_umask_says_who_may_read_a_map(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_map(tmp_path / "a.pmap", TENSORS, META)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.pmap").stat().st_mode & 0o777 == mode
+
+
 @pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.999])
 def test_truncated_file_is_named(map_file: Path, keep: float) -> None:
     content = map_file.read_bytes()
