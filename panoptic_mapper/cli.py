@@ -16,6 +16,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import panoptic_mapper
+
 app = typer.Typer(
     help="Panoptic 3D Gaussian mapping of posed RGB-D.",
     no_args_is_help=True,
@@ -28,6 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 DatasetSpec = Annotated[
     str, typer.Argument(help="ScanNet-style folder, rosbag, or synthetic[:seed=0,num_frames=60,...].")
 ]
+VersionFlag = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
 METRICS = ("pq", "sq", "rq", "miou", "mcov", "pq_frame", "id_switches", "psnr", "ssim", "depth_l1_m")
 
 
@@ -39,6 +42,13 @@ def main() -> None:
     except (ValueError, RuntimeError) as error:
         console.print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _options(context: typer.Context, version: VersionFlag = False) -> None:
+    if version:
+        print(f"panoptic_mapper {panoptic_mapper.__version__}")
+        raise typer.Exit()
 
 
 @app.command()
@@ -122,7 +132,11 @@ def render(
     ] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="Width and height, px; default: the keyframes'.")] = None,
 ) -> None:
-    """Render colour, depth, semantic and instance images of a saved map from any pose."""
+    """Render colour, depth, semantic and instance images of a saved map from any pose.
+
+    The field of view is that of the last keyframe's camera at every size. For any other camera, ask the node's service
+    render_view, which takes a CameraInfo.
+    """
     from panoptic_mapper.results import load_mapper, write_view
 
     mapper = load_mapper(map)
@@ -218,11 +232,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(doctor_module.as_dict(results)))
     else:
-        table = Table("", "what", "found", "to get it", box=None)
-        for check in results:
-            mark = "[green]ok[/]" if check.ok else ("[red]missing[/]" if check.required else "[yellow]optional[/]")
-            table.add_row(mark, check.name, check.found, "" if check.ok else check.remedy)
-        console.print(table)
+        print_checks(results)
     raise typer.Exit(0 if doctor_module.as_dict(results)["ok"] else 1)
 
 
@@ -264,6 +274,21 @@ def objects_table(objects: Any) -> Table:
 
 def print_objects(mapper: Any) -> None:
     console.print(objects_table(mapper.objects()))
+
+
+def print_checks(checks: Any) -> None:
+    """What was found, and below it the commands, each in one piece to be copied."""
+    table = Table("", "what", box=None)
+    table.add_column("found", overflow="fold")
+    for check in checks:
+        mark = "[green]ok[/]" if check.ok else ("[red]missing[/]" if check.required else "[yellow]optional[/]")
+        table.add_row(mark, check.name, escape(check.found))
+    console.print(table)
+    remedies = [(check.name, check.remedy) for check in checks if check.remedy]
+    if remedies:
+        console.print("\nto get what is not there:")
+    for name, command in remedies:
+        console.print(f"  {name}: {command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_report(report: dict[str, Any]) -> None:

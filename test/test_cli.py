@@ -10,7 +10,9 @@ import cv2
 import pytest
 from typer.testing import CliRunner
 
+import panoptic_mapper
 from panoptic_mapper import cli
+from panoptic_mapper.doctor import Check
 
 TINY_ROOM = "synthetic:width=64,height=48,num_frames=60"
 BUILD = ["build", TINY_ROOM, "--every", "8", "--test-every", "4", "--seed", "1", "--device", "cpu"]
@@ -89,6 +91,25 @@ def test_doctor_for_machines() -> None:
     assert result.exit_code == (0 if found["ok"] else 1)
     assert {"torch", "kernels", "ROS 2"} <= {check["name"] for check in found["checks"]}
     assert next(check for check in found["checks"] if check["name"] == "torch")["ok"]
+
+
+def test_commands_that_the_doctor_names_are_never_cut(capsys: pytest.CaptureFixture) -> None:
+    command = f"pip install '{'x' * 300}[cuda]' && echo [bold]"
+    cli.print_checks(
+        [
+            Check("gsplat", False, False, "[/red] /a" + "/folder" * 60, command),
+            Check("numpy", True, True, "2.4.6", ""),
+        ]
+    )
+    said = capsys.readouterr().err
+    assert f"  gsplat: {command}\n" in said
+    assert said.count("/folder") >= 50  # folded, maybe within a word
+    assert "[/red]" in said
+    assert "numpy:" not in said
+
+
+def test_version() -> None:
+    assert run("--version") == f"panoptic_mapper {panoptic_mapper.__version__}\n"
 
 
 def error_of(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:
