@@ -10,7 +10,8 @@ from torch import Tensor
 
 from panoptic_mapper.config import Config, param
 
-MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging
+MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging, and gets none against it
+PROBABILITY_FLOOR = 1e-3  # bounds the cross entropy of one pixel
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class MaskOverlap:
     mask_px: Tensor  # [K] pixels
     query_px: Tensor  # [Q] sum of M_q
     dice_cost: Tensor  # [K, Q] 1 - dice, 0..1
-    bce: Tensor  # [K, Q] binary cross entropy per pixel of mask or query
+    bce: Tensor  # [K, Q] binary cross entropy over mask_px + query_px
 
 
 def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
@@ -44,17 +45,18 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
         counted: [H, W] bool, pixels whose 2D label is known and whose surface is in the map.
         num_masks: K.
     """
-    m = masks[counted].clamp(1e-3, 1 - 1e-3)  # [P, Q]
+    m = masks[counted]  # [P, Q]
     index = mask_index[counted].long()
     per_mask = m.new_zeros(num_masks + 1, 3 * m.shape[1])
-    log_in, log_out = -m.log(), -(1 - m).log()
+    bounded = m.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)  # in the logarithms only: a floor in each of 10^5
+    log_in, log_out = -bounded.log(), -(1 - bounded).log()  # pixels would make a hundred of them out of nothing
     per_mask.index_add_(0, index, torch.cat([m, log_in, log_out], dim=1))
     intersection, inside, outside = per_mask.split(m.shape[1], dim=1)
     mask_px = torch.bincount(index, minlength=num_masks + 1).to(m.dtype)
     query_px = m.sum(0)
-    union = (mask_px[:, None] + query_px).clamp_min(1)
-    bce = (inside + log_out.sum(0) - outside) / union
-    dice_cost = 1 - 2 * intersection / union
+    both_px = (mask_px[:, None] + query_px).clamp_min(1)  # pixels of both count twice, as dice wants it
+    bce = (inside + log_out.sum(0) - outside) / both_px
+    dice_cost = 1 - 2 * intersection / both_px
     return MaskOverlap(intersection[1:], mask_px[1:], query_px, dice_cost[1:], bce[1:])
 
 

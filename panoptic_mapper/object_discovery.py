@@ -13,6 +13,8 @@ from panoptic_mapper.keyframes import Keyframe, KeyframeStore
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
 
+MIN_LABELLED_SHARE = 0.5  # a query with fewer labelled pixels is not contradicted: the 2D model did not say what it is
+
 
 @torch.no_grad()
 def associate(
@@ -25,7 +27,7 @@ def associate(
 ) -> None:
     """Matches the masks of a keyframe to the queries in view and counts the evidence; fills `keyframe.mask_ids`."""
     num_masks, rows = len(keyframe.mask_ids) - 1, view.queries.ids.cpu()
-    if num_masks == 0 or len(rows) == 0:
+    if not keyframe.has_labels or len(rows) == 0:
         return
     masks = view.blend_labels().masks
     same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
@@ -33,7 +35,9 @@ def associate(
     overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
     class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T.to(masks)
     queries.votes[rows[:, None], rows] += same_object_votes(overlap, config).cpu()
-    queries.column("contradictions")[rows[(overlap.query_px > MIN_QUERY_PX).cpu()]] += 1  # a match takes it back
+    labelled = overlap.query_px > MIN_LABELLED_SHARE * masks[explained].sum(0)
+    contradicted = labelled & (overlap.query_px > MIN_QUERY_PX)
+    queries.column("contradictions")[rows[contradicted.cpu()]] += 1  # a match takes it back
     for mask, query in match_masks(overlap, class_probs, config):
         observe_mask(keyframe, mask + 1, int(rows[query]), queries)
 

@@ -31,7 +31,8 @@ def test_overlaps_against_brute_force() -> None:
             for v, u in pixels:
                 m = min(max(float(masks[v, u, q]), 1e-3), 1 - 1e-3)
                 is_inside = int(index[v, u]) == k + 1
-                inter, area, total = inter + m * is_inside, area + is_inside, total + m
+                inter, area = inter + float(masks[v, u, q]) * is_inside, area + is_inside
+                total += float(masks[v, u, q])
                 bce -= math.log(m) if is_inside else math.log(1 - m)
             np.testing.assert_allclose(overlap.intersection[k, q], inter, rtol=1e-5)
             np.testing.assert_allclose(overlap.query_px[q], total, rtol=1e-5)
@@ -56,6 +57,14 @@ def test_where_nothing_is_counted_nothing_overlaps() -> None:
     overlap = mask_overlap(masks, index, torch.zeros_like(counted), K)
     assert (overlap.dice_cost == 1).all()
     assert match_masks(overlap, torch.ones(K, Q), AssociationConfig(max_dice_cost=0.9)) == []
+    assert (same_object_votes(overlap, AssociationConfig()) == 0).all()
+
+
+def test_a_query_that_is_nowhere_has_no_pixels() -> None:
+    """However large the image."""
+    index = torch.ones(300, 400, dtype=torch.int32)
+    overlap = mask_overlap(torch.zeros(300, 400, 2), index, torch.ones(300, 400, dtype=torch.bool), 1)
+    assert overlap.query_px.tolist() == [0, 0]
     assert (same_object_votes(overlap, AssociationConfig()) == 0).all()
 
 

@@ -7,9 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_room import CHAIR, FLOOR, SPACE, TABLE, PassOn, gaussian_columns, make_mapper, mapped, wall_frame
+from scipy.spatial.transform import Rotation
+from small_room import (
+    CHAIR,
+    FLOOR,
+    SPACE,
+    TABLE,
+    WALL,
+    PassOn,
+    gaussian_columns,
+    make_mapper,
+    mapped,
+    wall_frame,
+)
 
-from panoptic_mapper.frame import Frame, Segmentation
+from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
 
@@ -113,6 +125,64 @@ def test_a_mask_of_something_new_is_not_matched() -> None:
     assert mapper.keyframes.all[-1].mask_ids == [0, TABLE_ID, CHAIR_ID, 3]
 
 
+def box_frame(side: bool, class_index: int = CHAIR, in_two: bool = False) -> Frame:
+    """A box before a wall: its front (half a metre square, z = 2) or its left side (a quarter deep, x = -0.25) alone.
+
+    Both are 2 m away. `in_two` gives the upper and the lower half a mask each. Next to the front's edge, which can be
+    rendered, the side is unlabeled.
+    """
+    camera = PinholeCamera(80, 80, 39.5, 29.5, 80, 60)
+    depth, semantic = np.full((60, 80), 3, np.float32), np.full((60, 80), WALL, np.int32)
+    numbers, pose = np.zeros((60, 80), np.int32), np.eye(4)
+    box = (slice(20, 40), slice(30, 50))
+    if side:  # the camera is at (-2.25, 0, 2.25) and looks along x: z = 2 is on the right, at column 49.5
+        pose[:3, :3] = Rotation.from_euler("y", 90, degrees=True).as_matrix()
+        pose[:3, 3] = -2.25, 0, 2.25
+        box = (slice(20, 40), slice(40, 50))
+    depth[box], semantic[box], numbers[box] = 2, class_index, 1
+    if in_two:
+        numbers[30:40, box[1]] = 2
+    if side:
+        semantic[20:40, 47:50] = numbers[20:40, 47:50] = 0
+    color = np.full((60, 80, 3), 128, np.uint8)
+    return Frame(int(side), color, depth, pose, camera, Segmentation(semantic, numbers))
+
+
+def test_an_unseen_side_is_known_by_its_place() -> None:
+    mapper = wall_mapper(box_frame(side=False))
+    assert mapper.map.queries.ids.tolist() == [1]
+    assert associated(mapper, box_frame(side=True)) == [0]  # nothing of it can be rendered
+    assert opened(mapper) == []
+    assert mapper.keyframes.all[-1].mask_ids == [0, 1]
+    assert mapper.map.queries.column("observations").tolist() == [2]
+    assert mapper.map.queries.column("last_seen_ns").tolist() == [1]
+
+
+def test_another_class_at_the_place_of_an_object_is_another_object() -> None:
+    mapper = wall_mapper(box_frame(side=False))
+    assert associated(mapper, box_frame(side=True, class_index=TABLE)) == [0]
+    assert opened(mapper) == [2]
+    assert mapper.map.queries.class_indices.tolist() == [CHAIR, TABLE]
+    assert mapper.map.queries.column("observations").tolist() == [1, 1]
+
+
+def test_an_object_that_has_its_mask_takes_no_second_one() -> None:
+    """Two things of one class side by side, each with its own mask."""
+    mapper = wall_mapper(box_frame(side=False))
+    assert associated(mapper, box_frame(side=True, in_two=True)) == [0, 0]
+    assert opened(mapper) == [2]  # the first half is at the object's place, and so is the second, which comes too late
+    assert mapper.keyframes.all[-1].mask_ids == [0, 1, 2]
+
+
+def test_a_mask_elsewhere_opens_a_query() -> None:
+    mapper = wall_mapper(box_frame(side=False))
+    frame = box_frame(side=True)
+    moved = replace(frame, T_map_camera=frame.T_map_camera.copy())
+    moved.T_map_camera[2, 3] += 0.6  # the mask is now beside the box, further back
+    assert associated(mapper, moved) == [0]
+    assert opened(mapper) == [2]
+
+
 def test_small_masks_masks_without_depth_and_stuff_open_nothing() -> None:
     frame = wall_frame()
     instance = np.zeros((30, 40), np.int32)
@@ -205,6 +275,46 @@ def test_an_object_whose_pixels_have_another_label_is_contradicted() -> None:
     assert mapper.map.queries.column("contradictions").tolist() == [0, 2]
     associated(mapper, wall_frame(stamp_ns=1))
     assert mapper.map.queries.column("contradictions").tolist() == [0, 0]
+
+
+def test_a_mask_that_the_2d_model_dropped_is_no_contradiction() -> None:
+    mapper = wall_mapper()
+    frame = wall_frame(stamp_ns=1)
+    chair = frame.labels.instance == 5
+    unlabeled = Segmentation(np.where(chair, 0, frame.labels.semantic), np.where(chair, 0, frame.labels.instance))
+    assert associated(mapper, replace(frame, labels=unlabeled)) == [TABLE_ID]
+    assert mapper.map.queries.column("contradictions").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("label", "contradictions"), [(WALL, [1, 1]), (0, [0, 0])])
+def test_stuff_everywhere_contradicts_objects_and_no_labels_do_not(label: int, contradictions: list[int]) -> None:
+    mapper = wall_mapper()
+    frame = wall_frame(stamp_ns=1)
+    stuff = np.full(frame.depth.shape, label, np.int32)
+    assert associated(mapper, replace(frame, labels=Segmentation(stuff, np.zeros_like(stuff)))) == []
+    assert mapper.map.queries.column("contradictions").tolist() == contradictions
+
+
+def away_from_the_wall(num_frames: int, labels: Segmentation) -> list[Frame]:
+    """The wall again and again, while the camera moves backwards; `labels` from the second frame on."""
+    frames = [wall_frame()]
+    for i in range(1, num_frames):
+        pose = np.eye(4)
+        pose[2, 3] = -0.12 * i
+        frames.append(replace(wall_frame(2.0 + 0.12 * i, pose, stamp_ns=i), labels=labels))
+    return frames
+
+
+@pytest.mark.parametrize(("num_frames", "ids"), [(4, [TABLE_ID, CHAIR_ID]), (5, [TABLE_ID])])
+def test_a_ghost_that_other_labels_cover_is_retired(num_frames: int, ids: list[int]) -> None:
+    """Seen once, it goes when it was contradicted by more than `retire_after` keyframes."""
+    semantic, instance = (image.copy() for image in (wall_frame().labels.semantic, wall_frame().labels.instance))
+    semantic[instance == 5], instance[instance == 5] = WALL, 0
+    mapper = wall_mapper(*away_from_the_wall(num_frames, Segmentation(semantic, instance)))
+    assert len(mapper.keyframes) == num_frames
+    assert mapper.map.queries.ids.tolist() == ids
+    assert mapper.map.queries.column("observations")[0] == num_frames
+    assert (CHAIR_ID in mapper.keyframes.all[0].mask_ids) == (CHAIR_ID in ids)
 
 
 def test_no_queries_need_no_maintenance() -> None:
