@@ -96,3 +96,12 @@ def gaussian_columns(means: Tensor, **changed: Tensor) -> dict[str, Tensor]:
         "instances": torch.zeros(n, 32),
     }
     return columns | changed
+
+
+def opaque_wall(depth_m: float = 2.0, spacing_m: float = 0.05) -> dict[str, Tensor]:
+    """Columns of a wall across the whole view of `CAMERA` from the origin, through which next to nothing shines."""
+    axis = torch.arange(-0.6 * depth_m, 0.6 * depth_m, spacing_m)
+    x, y = torch.meshgrid(axis, axis, indexing="ij")
+    means = torch.stack([x, y, torch.full_like(x, depth_m)], dim=-1).reshape(-1, 3)
+    sizes = torch.tensor([spacing_m, spacing_m, 1e-3]).expand(len(means), 3)
+    return gaussian_columns(means, log_scales=sizes.log(), opacity_logits=torch.full((len(means), 1), 5.0))

@@ -128,6 +128,21 @@ def test_observations_gather_evidence() -> None:
     assert queries.column("contradictions").tolist() == [4, 0]
 
 
+def test_a_place_is_the_extent_widened_by_the_reach_of_unseen_sides() -> None:
+    queries = make_queries(spread=1.5)
+    add(queries, (0, 0, 0), (5, 0, 0))
+    stds = torch.tensor([0.2, 0.2, 0.08])  # widened by 0.15 m: 0.25, 0.25, 0.17
+    queries.table["centers"][:] = torch.tensor([[0.0, 0, 0], [5.0, 0, 0]])
+    queries.table["quats"][:] = torch.tensor([1.0, 0, 0, 0])
+    queries.table["log_scales"][:] = (1.5 * stds).log()
+    points = torch.tensor([[0.49, 0, 0], [0.51, 0, 0], [0, 0, 0.33], [0, 0, 0.35], [0.36, 0, 0.23]])
+    near = [1, 0, 1, 0, 1]  # within two standard deviations; (0.36 / 0.25)^2 + (0.23 / 0.17)^2 = 3.9 < 4
+    rows = torch.tensor([1, 0])
+    for point, expected in zip(points, near, strict=True):
+        assert queries.share_near(point[None], rows).tolist() == [0, expected]
+    np.testing.assert_allclose(queries.share_near(points, rows), [0, 3 / 5])
+
+
 def test_ids_are_never_reused() -> None:
     queries = make_queries()
     assert add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0)) == [1, 2, 3]

@@ -8,8 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from small_room import CHAIR, FLOOR, SPACE, TABLE, WALL, PassOn, gaussian_columns, mapped, wall_frame, without_labels
+from small_room import (
+    CHAIR,
+    FLOOR,
+    SPACE,
+    TABLE,
+    WALL,
+    PassOn,
+    gaussian_columns,
+    mapped,
+    opaque_wall,
+    wall_frame,
+    without_labels,
+)
 
+from panoptic_mapper.gaussian_map import WIDTHS
 from panoptic_mapper.mapper import PanopticMapper
 
 GEOMETRY = ("means", "quats", "log_scales", "opacity_logits", "colors")
@@ -145,6 +158,24 @@ def test_only_what_a_keyframe_sees_is_touched() -> None:
     for name, values in before.items():
         assert torch.equal(gaussians[name][-2:], values[-2:]), name
     assert (gaussians["means"][:-2] != before["means"][:-2]).any(1).float().mean() > 0.9
+
+
+def test_a_room_behind_a_wall_stays_as_it_is() -> None:
+    mapper = wall_mapper("optimizer.label_every=1")
+    gaussians = mapper.map.gaussians
+    gaussians.append(opaque_wall(), anchor=0)
+    rng = torch.Generator().manual_seed(0)
+    behind = torch.rand(200, 3, generator=rng) * torch.tensor([1.0, 0.8, 2.0]) + torch.tensor([-0.5, -0.4, 2.5])
+    gaussians.append(gaussian_columns(behind, semantics=torch.randn(200, 16, generator=rng)), anchor=0)
+    before = columns(mapper, tuple(WIDTHS))
+    losses_after(mapper, 3)
+    for name, values in before.items():
+        assert torch.equal(gaussians[name][-200:], values[-200:]), name
+    assert (gaussians["means"][:-200] != before["means"][:-200]).any(1).float().mean() > 0.5
+    # With nothing before it, the same room moves.
+    gaussians.keep(torch.arange(len(gaussians)) >= len(gaussians) - 200)
+    losses_after(mapper, 3)
+    assert (gaussians["means"] != before["means"][-200:]).any(1).float().mean() > 0.5
 
 
 def test_depth_pulls_the_surface() -> None:

@@ -14,6 +14,7 @@ from small_room import (
     CAMERA,
     ROOM_SPACE,
     SPACE,
+    TABLE,
     PassOn,
     gaussian_columns,
     make_mapper,
@@ -228,6 +229,51 @@ def test_a_frame_without_usable_depth_adds_nothing(depth: float) -> None:
     assert view.color.max() == view.depth.max() == view.alpha.max() == view.semantic.max() == view.instance.max() == 0
     assert len(mapper.snapshot().points) == 0
     assert mapper.integrate(wall_frame(stamp_ns=2)).num_new_gaussians > 200  # it goes on
+
+
+def test_a_covered_lens_leaves_the_map_as_it_is() -> None:
+    mapper = mapped([wall_frame()], segmenter=PassOn(SPACE))
+    before = fingerprint(mapper)
+    pose = np.eye(4)
+    pose[0, 3] = 1.0  # further than a keyframe needs
+    report = mapper.integrate(wall_frame(0.1, pose, stamp_ns=1))
+    assert not report.is_keyframe
+    assert_identical(fingerprint(mapper), before)
+    assert len(mapper.keyframes) == 1
+    assert mapper.integrate(wall_frame(2.0, pose, stamp_ns=2)).is_keyframe
+
+
+def test_what_is_behind_a_partly_covered_lens_is_neither_coloured_nor_labelled() -> None:
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    gaussians = mapper.map.gaussians
+    before = fingerprint(mapper)
+    num_before = len(gaussians)
+    # A red hand, which the 2D model takes for a third thing, covers the left half (the chair).
+    pose = np.eye(4)
+    pose[2, 3] = -0.15
+    frame = wall_frame(2.15, pose, stamp_ns=1)
+    color, depth = frame.color.copy(), frame.depth.copy()
+    color[:, :20], depth[:, :20] = (255, 0, 0), 0.1
+    semantic, instance = frame.labels.semantic.copy(), frame.labels.instance.copy()
+    semantic[:, :20], instance[:, :20] = TABLE, 9
+    report = mapper.integrate(replace(frame, color=color, depth=depth, labels=Segmentation(semantic, instance)))
+    assert report.is_keyframe
+    assert report.new_object_ids == ()
+    assert report.num_masks == 1
+    assert mapper.map.queries.column("contradictions").tolist() == [0, 0]
+    keyframe = mapper.keyframes.all[-1]
+    assert (keyframe.semantic[:, :20] == 0).all()
+    for _ in range(3):
+        mapper.optimizer.step(keyframe)
+    x, _, z = gaussians["means"].T
+    hidden = x / (z + 0.15) * 40 + 19.5 < 16  # further from the hand's outline than a splat's footprint
+    assert hidden[:num_before].sum() > 80
+    assert not hidden[num_before:].any()
+    for name in ("colors", "semantics", "instances", "class_index", "instance_id"):
+        assert torch.equal(gaussians[name][hidden], before[name][hidden[:num_before]]), name
+    assert not torch.equal(
+        gaussians["colors"][:num_before][~hidden[:num_before]], before["colors"][~hidden[:num_before]]
+    )
 
 
 def test_a_blind_frame_within_a_sequence_does_no_harm() -> None:

@@ -76,6 +76,26 @@ def test_a_late_row_moves_like_a_new_one() -> None:
     torch.testing.assert_close(busy["a"][3], random_columns(6)["a"][3] - RATES["a"])
 
 
+def test_only_the_chosen_rows_move() -> None:
+    chosen, plain = make_table(), make_table()
+    for ids, which in (([0, 1, 2, 3], [True, False, False, True]), ([3, 2, 5], [True, False, False])):
+        rows = chosen.gather(torch.tensor(ids))
+        (rows["a"].sin().sum() + rows["b"].square().sum()).backward()
+        chosen.update(rows, torch.tensor(which))
+        rows = plain.gather(torch.tensor(ids)[torch.tensor(which)])
+        (rows["a"].sin().sum() + rows["b"].square().sum()).backward()
+        plain.update(rows)
+    assert torch.equal(state(chosen), state(plain))
+    assert torch.equal(state(chosen)[[1, 2, 4, 5]], torch.cat(list(random_columns(6).values()), 1)[[1, 2, 4, 5]])
+    # A row that was left out has no momentum and no steps from it: it moves like a new one.
+    for table in (chosen, plain):
+        rows = table.gather(torch.tensor([1]))
+        rows["a"].sum().backward()
+        table.update(rows)
+    torch.testing.assert_close(chosen["a"][1], random_columns(6)["a"][1] - RATES["a"])
+    assert torch.equal(state(chosen), state(plain))
+
+
 def test_rows_without_gradient_stay() -> None:
     table = make_table()
     before = state(table)
