@@ -25,25 +25,21 @@ def panoptic_view(
     view: MapView, rendering: Rendering, labels: LabelRendering, queries: InstanceQueries
 ) -> PanopticView:
     """Images for people and planners from the blended ones: each pixel's class and object by argmax."""
-    is_thing = view.head.is_thing
-    num_stuff = labels.num_stuff
     column = labels.panoptic.argmax(-1)
-    stuff_classes, thing_classes = (~is_thing).nonzero()[:, 0], is_thing.nonzero()[:, 0]
+    semantic = labels.columns.classes_of(column, labels.thing_classes)
+    instance = torch.zeros_like(semantic)
     rows = view.queries.ids.cpu()
-    query_class = torch.cat([torch.zeros(1, dtype=torch.int64), queries.class_indices[rows]]).to(column.device)
-    query_id = torch.cat([torch.zeros(1, dtype=torch.int64), queries.ids[rows]]).to(column.device)
-    query = (column - num_stuff).clamp_min(0)  # 0 = stuff or unassigned
-    semantic = torch.where(query > 0, query_class[query], stuff_classes[column.clamp_max(num_stuff - 1)])
-    if len(thing_classes):
-        unassigned = thing_classes[labels.thing_classes.argmax(-1)]
-        semantic = torch.where(column == num_stuff, unassigned, semantic)
+    if len(rows):
+        query = labels.columns.queries_of(column)
+        semantic = torch.where(query >= 0, queries.class_indices[rows].to(query.device)[query], semantic)
+        instance = torch.where(query >= 0, queries.ids[rows].to(query.device)[query], 0)
     empty = rendering.alpha < MIN_ALPHA
     return PanopticView(
         color=(255 * rendering.color.clamp(0, 1)).round().to(torch.uint8).cpu().numpy(),
         depth=torch.where(empty, 0, rendering.depth).cpu().numpy(),
         alpha=rendering.alpha.cpu().numpy(),
         semantic=torch.where(empty, 0, semantic).int().cpu().numpy(),
-        instance=torch.where(empty, 0, query_id[query]).int().cpu().numpy(),
+        instance=torch.where(empty, 0, instance).int().cpu().numpy(),
     )
 
 

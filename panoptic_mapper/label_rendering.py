@@ -9,7 +9,7 @@ from torch import Tensor
 
 from panoptic_mapper.attention import panoptic_distribution, query_scores
 from panoptic_mapper.instances import gathered_geometry
-from panoptic_mapper.panoptic_head import PanopticHead
+from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView
 
@@ -18,19 +18,22 @@ from panoptic_mapper.rasterizers.base import ProjectedView
 class LabelRendering:
     """Blended labels of a view and the distributions of its visible Gaussians.
 
-    Panoptic columns are [stuff classes (S, "unlabeled" first) | unassigned thing | queries in view (Q)]; an image's
-    columns sum to its alpha.
+    The columns of an image sum to its alpha.
     """
 
     panoptic: Tensor  # [H, W, S + 1 + Q]
     thing_classes: Tensor  # [H, W, T] semantic probability of each thing class
     distribution: Tensor  # [V, S + 1 + Q] panoptic distribution of the visible Gaussians
     class_probs: Tensor  # [V, C]
-    num_stuff: int
+    columns: PanopticColumns
+
+    @property
+    def semantic(self) -> Tensor:  # [H, W, S + T]
+        return torch.cat([self.panoptic[..., : self.columns.num_stuff], self.thing_classes], dim=-1)
 
     @property
     def masks(self) -> Tensor:  # [H, W, Q]
-        return self.panoptic[..., self.num_stuff + 1 :]
+        return self.panoptic[..., self.columns.first_query :]
 
 
 def blend_labels(view: ProjectedView, gaussians: Rows, queries: Rows, head: PanopticHead) -> LabelRendering:
@@ -54,4 +57,4 @@ def blend_labels(view: ProjectedView, gaussians: Rows, queries: Rows, head: Pano
     distribution = panoptic_distribution(class_probs, head.is_thing, scores)
     blended = view.blend(torch.cat([distribution, class_probs[:, head.is_thing]], dim=1))
     split = distribution.shape[1]
-    return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.num_stuff)
+    return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.columns)

@@ -26,7 +26,7 @@ from panoptic_mapper.panoptic_map import MapView, PanopticMap
 class OptimizerConfig(Config):
     """How much the map is optimised."""
 
-    steps_per_keyframe: int = param(10, "optimisation steps after each keyframe", ge=0)
+    steps_per_keyframe: int = param(15, "optimisation steps after each keyframe", ge=0)
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
@@ -75,41 +75,26 @@ class MapOptimizer:
         }
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
+        columns = labels.columns
+        semantic_targets = columns.semantic_of_classes()[keyframe.semantic.long()]
         targets = self._panoptic_targets(keyframe, view)
         terms = {
-            "semantic": cross_entropy(*self._semantic_targets(keyframe, labels), keyframe.confidence),
+            "semantic": cross_entropy(labels.semantic, semantic_targets, keyframe.confidence),
             "panoptic": cross_entropy(labels.panoptic, targets, keyframe.confidence),
         }
         if len(view.queries):
-            first_query = labels.num_stuff + 1
-            query_targets = torch.where(targets >= first_query, targets - first_query, -1)
-            terms["dice"] = dice_loss(labels.masks, query_targets, keyframe.semantic > 0)
+            terms["dice"] = dice_loss(labels.masks, columns.queries_of(targets), keyframe.semantic > 0)
             terms["repulsion"] = query_repulsion(
                 self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
             )
         return terms
 
-    def _stuff_columns(self) -> Tensor:
-        """Panoptic column [C] of each stuff class; -1 for things and for "unlabeled", which is no target."""
-        is_thing = self.map.head.is_thing
-        columns = torch.where(is_thing, -1, (~is_thing).cumsum(0) - 1)
-        columns[0] = -1
-        return columns
-
-    def _semantic_targets(self, keyframe: Keyframe, labels: LabelRendering) -> tuple[Tensor, Tensor]:
-        """Blended class probabilities [H, W, C] (columns: stuff, then things) and target columns [H, W]."""
-        is_thing = self.map.head.is_thing
-        columns = torch.where(is_thing, labels.num_stuff + is_thing.cumsum(0) - 1, self._stuff_columns())
-        images = torch.cat([labels.panoptic[..., : labels.num_stuff], labels.thing_classes], dim=-1)
-        return images, columns[keyframe.semantic.long()]
-
     def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
         """Panoptic column [H, W] of each pixel: its stuff class or the query its mask was matched to; -1 = none."""
-        rows, queries = view.queries.ids, self.map.queries
+        rows, queries, columns = view.queries.ids, self.map.queries, self.map.head.columns
         position = torch.full((len(queries) + 1,), -1, dtype=torch.int64, device=rows.device)
         position[rows] = torch.arange(len(rows), device=rows.device)
         mask_rows = queries.rows_of(torch.tensor(keyframe.mask_ids, device=rows.device))
         mask_position = position[mask_rows]  # row -1 (no query) reads the last entry, which is -1
-        mask_columns = torch.where(mask_position >= 0, self.map.head.num_stuff + 1 + mask_position, -1)
-        in_mask = mask_columns[keyframe.mask_index.long()]
-        return torch.where(keyframe.mask_index > 0, in_mask, self._stuff_columns()[keyframe.semantic.long()])
+        in_mask = columns.of_queries(mask_position)[keyframe.mask_index.long()]
+        return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes()[keyframe.semantic.long()])

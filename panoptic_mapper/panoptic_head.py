@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,57 @@ CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
 UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
 OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
+
+
+@dataclass(frozen=True)
+class PanopticColumns:
+    """The columns of panoptic distributions and images: [stuff classes (S) | unassigned thing | queries in view (Q)].
+
+    "unlabeled" is the first of the stuff classes. Semantic images are [stuff classes (S) | thing classes (T)].
+    """
+
+    stuff_classes: Tensor  # [S] class index of each stuff column
+    thing_classes: Tensor  # [T] class index of each thing column of semantic images
+
+    @staticmethod
+    def of(is_thing: Tensor) -> PanopticColumns:
+        """The columns for classes of which `is_thing` [C] are things."""
+        return PanopticColumns((~is_thing).nonzero()[:, 0], is_thing.nonzero()[:, 0])
+
+    @property
+    def num_stuff(self) -> int:
+        return len(self.stuff_classes)
+
+    @property
+    def first_query(self) -> int:
+        return self.num_stuff + 1
+
+    def semantic_of_classes(self) -> Tensor:
+        """The column [C] of each class in semantic images; -1 for "unlabeled", which is no target."""
+        columns = torch.cat([self.stuff_classes, self.thing_classes]).argsort()
+        columns[UNLABELED] = -1
+        return columns
+
+    def stuff_of_classes(self) -> Tensor:
+        """The panoptic column [C] of each stuff class; -1 for things and for "unlabeled"."""
+        columns = self.semantic_of_classes()
+        columns[self.thing_classes] = -1
+        return columns
+
+    def of_queries(self, queries: Tensor) -> Tensor:
+        """The columns of queries in view (any shape, number within the view); -1 stays -1."""
+        return torch.where(queries >= 0, self.first_query + queries, -1)
+
+    def queries_of(self, columns: Tensor) -> Tensor:
+        """The queries in view of columns (any shape, number within the view); -1 = none."""
+        return (columns - self.first_query).clamp_min(-1)
+
+    def classes_of(self, columns: Tensor, thing_probs: Tensor) -> Tensor:
+        """Class indices of columns [...]: of unassigned things and queries the likeliest of `thing_probs` [..., T]."""
+        stuff = self.stuff_classes[columns.clamp_max(self.num_stuff - 1)]
+        if len(self.thing_classes) == 0:
+            return stuff
+        return torch.where(columns < self.num_stuff, stuff, self.thing_classes[thing_probs.argmax(-1)])
 
 
 class PanopticHead(nn.Module):
@@ -32,14 +85,11 @@ class PanopticHead(nn.Module):
         self.key_projection = nn.Parameter(torch.eye(INSTANCE_DIM))
         self.register_buffer("is_thing", torch.from_numpy(label_space.is_thing))
         self.to(device)
+        self.columns = PanopticColumns.of(self.is_thing)
 
     @property
     def num_classes(self) -> int:
         return len(self.codes)
-
-    @property
-    def num_stuff(self) -> int:
-        return int((~self.is_thing).sum())
 
     def class_probabilities(self, semantics: Tensor) -> Tensor:
         """p_g [V, C] of semantic features [V, SEMANTIC_DIM]."""

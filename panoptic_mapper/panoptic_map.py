@@ -78,14 +78,10 @@ class PanopticMap:
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
         """Writes the label that each visible Gaussian of a view now has into the map's bookkeeping."""
         probability, column = labels.distribution.max(1)
-        is_thing = self.head.is_thing
-        stuff_classes = (~is_thing).nonzero()[:, 0]
-        num_stuff = len(stuff_classes)
-        stuff = stuff_classes[column.clamp_max(num_stuff - 1)]
-        thing = torch.where(is_thing, labels.class_probs, -1).argmax(1)
-        no_object = torch.zeros(1, dtype=torch.int64)
-        public_ids = torch.cat([no_object, self.queries.ids[view.queries.ids.cpu()]]).to(column.device)
+        public_ids = torch.cat([self.queries.ids[view.queries.ids.cpu()], torch.zeros(1, dtype=torch.int64)])
+        queries = labels.columns.queries_of(column)  # -1 (none) reads the last entry, which is 0
         book, ids = self.gaussians, view.visible_ids
-        book["class_index"][ids] = torch.where(column < num_stuff, stuff, thing).int()
-        book["instance_id"][ids] = public_ids[(column - num_stuff).clamp_min(0)].int()
+        things = labels.class_probs[:, labels.columns.thing_classes]
+        book["class_index"][ids] = labels.columns.classes_of(column, things).int()
+        book["instance_id"][ids] = public_ids.to(column.device)[queries].int()
         book["confidence_permille"][ids] = (1000 * probability).int()

@@ -73,20 +73,14 @@ def test_targets_of_queries_that_are_not_in_view_are_left_out() -> None:
     assert (targets[:24, 20:] == -1).all()
 
 
-def test_semantic_targets_by_hand() -> None:
+def test_semantic_images_are_those_of_the_classes() -> None:
     mapper = wall_mapper()
     keyframe = mapper.keyframes.all[0]
-    keyframe.semantic[0, 0] = 0
     labels = mapper.map.view(keyframe.camera, keyframe.T_map_camera).blend_labels()
-    images, targets = mapper.optimizer._semantic_targets(keyframe, labels)
-    assert images.shape == (30, 40, len(SPACE))
-    class_of_column = [0, WALL, FLOOR, CHAIR, TABLE]  # stuff first
-    assert targets[0, 0] == -1
-    targets[0, 0] = class_of_column.index(CHAIR)
-    expected = wall_frame().labels.semantic
-    assert np.array_equal(np.array(class_of_column)[targets.numpy()], expected)
-    # Its images are the splatted probabilities of these classes: the initial labels are right already.
-    assert (images.gather(-1, targets[..., None])[..., 0] > 0.5).float().mean() > 0.9
+    assert labels.semantic.shape == (30, 40, len(SPACE))
+    # The initial labels are right already.
+    targets = labels.columns.semantic_of_classes()[keyframe.semantic.long()]
+    assert (labels.semantic.gather(-1, targets[..., None])[..., 0] > 0.5).float().mean() > 0.9
 
 
 def test_steps_lower_the_losses() -> None:

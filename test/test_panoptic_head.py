@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_room import CHAIR, CPU, ROOM_SPACE, SPACE, WALL
+from small_room import CHAIR, CPU, FLOOR, ROOM_SPACE, SPACE, TABLE, WALL
 
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
-from panoptic_mapper.panoptic_head import PanopticHead
+from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
 
 SPACE_40 = LabelSpace.from_classes(SemanticClass(i, str(i), i % 2 == 0) for i in range(1, 41))
 
@@ -46,8 +46,26 @@ def test_stuff_and_things_are_those_of_the_space() -> None:
     head = make_head()
     assert head.is_thing.tolist() == [False, True, False, True, False]
     assert head.num_classes == 5
-    assert head.num_stuff == 3
+    assert head.columns.stuff_classes.tolist() == [0, WALL, FLOOR]
+    assert head.columns.thing_classes.tolist() == [CHAIR, TABLE]
     assert head.codes.shape == (5, SEMANTIC_DIM)
+
+
+def test_columns_of_classes_and_queries() -> None:
+    columns = make_head().columns  # unlabeled, wall, floor | unassigned | queries
+    assert (columns.num_stuff, columns.first_query) == (3, 4)
+    assert columns.stuff_of_classes().tolist() == [-1, -1, 1, -1, 2]
+    assert columns.semantic_of_classes().tolist() == [-1, 3, 1, 4, 2]
+    assert columns.of_queries(torch.tensor([-1, 0, 5])).tolist() == [-1, 4, 9]
+    assert columns.queries_of(torch.tensor([[0, 2, 3], [4, 9, -1]])).tolist() == [[-1, -1, -1], [0, 5, -1]]
+
+
+def test_classes_of_columns() -> None:
+    column = torch.tensor([0, 1, 2, 3, 4, 9])
+    likelier_table = torch.tensor([0.1, 0.3]).expand(6, 2)
+    assert make_head().columns.classes_of(column, likelier_table).tolist() == [0, WALL, FLOOR, TABLE, TABLE, TABLE]
+    only_stuff = PanopticColumns.of(torch.tensor([False, False]))
+    assert only_stuff.classes_of(torch.tensor([0, 1]), torch.zeros(2, 0)).tolist() == [0, 1]
 
 
 def similarities(num_queries: int) -> tuple[torch.Tensor, torch.Tensor]:
