@@ -58,13 +58,17 @@ class LabelSpace:
         """Reads `classes` (id, name, isthing) of a `labels.json`.
 
         Raises:
-            ValueError: the file cannot be read or lacks a field.
+            ValueError: naming the file, which cannot be read, lacks a field, or contradicts itself.
         """
         try:
             entries = json.loads(Path(file).read_text())["classes"]
-            return LabelSpace.from_classes(SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries)
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            classes = [SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries]
+        except (OSError, KeyError, TypeError, ValueError) as error:  # ValueError: not JSON, not text, not a number
             raise ValueError(f"{file}: not a readable list of classes ({error!r})") from error
+        try:
+            return LabelSpace.from_classes(classes)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -74,12 +74,33 @@ def test_round_trips(tmp_path: Path) -> None:
     assert LabelSpace.from_json(file) == SPACE
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"classes": [{"id": 1}]}', '{"classes": 3}', None])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"classes": [{"id": 1}]}',
+        '{"classes": [{"id": "x", "name": "a", "isthing": 1}]}',
+        '{"classes": 3}',
+        None,
+    ],
+)
 def test_unreadable_files_are_named(tmp_path: Path, text: str | None) -> None:
     file = tmp_path / "labels.json"
     if text is not None:
         file.write_text(text)
     with pytest.raises(ValueError, match=r"labels\.json: not a readable list of classes"):
+        LabelSpace.from_json(file)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"), [((1, "b"), "id 1 is given to 2"), ((2, "a"), "name 'a' is given to 2")]
+)
+def test_files_that_contradict_themselves_are_named(tmp_path: Path, second: tuple[int, str], message: str) -> None:
+    file = tmp_path / "labels.json"
+    classes = [{"id": id, "name": name, "isthing": True} for id, name in ((1, "a"), second)]
+    file.write_text(json.dumps({"classes": classes}))
+    with pytest.raises(ValueError, match=rf"labels\.json: label space: {message}"):
         LabelSpace.from_json(file)
 
 
