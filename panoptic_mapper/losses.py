@@ -19,7 +19,7 @@ class LossWeights(Config):
 
     color: float = param(1.0, "colour: (1 - ssim_share) L1 + ssim_share (1 - SSIM)", ge=0)
     ssim_share: float = param(0.2, "share of SSIM in the colour loss", ge=0, le=1)
-    depth: float = param(0.8, "depth, mean absolute error in m", ge=0)
+    depth: float = param(1.2, "depth, mean absolute error in m", ge=0)
     opacity: float = param(0.2, "missing opacity where depth was measured", ge=0)
     scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess in m", ge=0)
     max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)
@@ -41,8 +41,10 @@ def color_loss(rendered: Tensor, observed: Tensor, counted: Tensor, ssim_share: 
 def ssim(a: Tensor, b: Tensor, window: int = 8, stride: int = 4) -> Tensor:
     """Mean structural similarity of images [H, W, 3] in 0..1 (Wang et al. 2004) over overlapping square windows.
 
-    Uniform windows, not Gaussian ones at every pixel: on a CPU those would cost more than the splatting.
+    Uniform windows, not Gaussian ones at every pixel: on a CPU those would cost more than the splatting. In an image
+    that is smaller than the window, the window is as wide as the image's shorter side.
     """
+    window = min(window, *a.shape[:2])
     stacked = torch.cat([a, b, a * a, b * b, a * b], dim=-1).permute(2, 0, 1)  # [15, H, W]
     mean_a, mean_b, aa, bb, ab = F.avg_pool2d(stacked, window, stride).split(3)
     c1, c2 = 0.01**2, 0.03**2

@@ -47,6 +47,12 @@ def test_ssim_is_that_of_its_windows(similar: float) -> None:
     np.testing.assert_allclose(ssim(a, b), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(5, 30), (21, 3), (1, 1)])
+def test_ssim_of_images_smaller_than_a_window(size: tuple[int, int]) -> None:
+    a, b = images(*size)
+    np.testing.assert_allclose(ssim(a, b), naive_ssim(a.double().numpy(), b.double().numpy(), min(size), 4), atol=1e-5)
+
+
 def test_ssim_of_equal_images_is_one() -> None:
     a, b = images()
     np.testing.assert_allclose(ssim(a, a), 1, atol=1e-6)
