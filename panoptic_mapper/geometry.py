@@ -126,7 +126,10 @@ def estimate_up(frames: list[Frame], max_tilt_deg: float = 50.0) -> np.ndarray:
     sample = candidates[:: max(1, len(candidates) // 1500)]
     up = sample[((sample @ sample.T) > np.cos(np.radians(8))).sum(1).argmax()]  # the most crowded direction
     for width_deg in (8, 5, 3):
-        up = _unit(candidates[candidates @ up > np.cos(np.radians(width_deg))].mean(0))
+        near = candidates[candidates @ up > np.cos(np.radians(width_deg))]
+        if len(near) == 0:
+            break  # several surfaces around the mean, none along it
+        up = _unit(near.mean(0))
     return up
 
 

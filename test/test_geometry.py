@@ -131,6 +131,22 @@ def test_up_of_a_tilted_room(seed: int) -> None:
     assert np.degrees(np.arccos(min(up @ tilt[:3, 2], 1))) < 0.5
 
 
+def test_up_between_surfaces_that_all_face_nearly_up() -> None:
+    """Nothing faces along the mean of three surfaces: two large ones, both 7.6 degrees from a small one."""
+    normal = np.array([0, -1, -1]) / np.sqrt(2)  # a floor, for a camera that looks down by 45 degrees
+    floor = replace(wall_frame(), depth=plane_depth(normal, 1.0, CAMERA).float().numpy())
+    upright = Rotation.from_euler("x", -135, degrees=True)
+    np.testing.assert_allclose(upright.apply(normal), [0, 0, 1], atol=1e-9)
+    frames = []
+    for axis, count in (((0, 0, 0), 1), ((1, 0, 0), 10), ((0, 1, 0), 10)):
+        pose = np.eye(4)
+        pose[:3, :3] = (Rotation.from_rotvec(np.radians(7.6) * np.array(axis)) * upright).as_matrix()
+        frames += [replace(floor, T_map_camera=pose)] * count
+    up = estimate_up(frames)
+    np.testing.assert_allclose(np.linalg.norm(up), 1)
+    assert up[2] > np.cos(np.radians(7.6))
+
+
 def test_no_surface_faces_up() -> None:
     with pytest.raises(ValueError, match="up direction: only 0 surface normals face up"):
         estimate_up([wall_frame()])
