@@ -27,12 +27,20 @@ WIDTHS = {
     "instances": INSTANCE_DIM,
 }
 
+BOOK = (
+    "anchor",  # keyframe id
+    "class_index",  # last semantic class
+    "instance_id",  # last public object id, 0 = none
+    "confidence_permille",  # probability of that label in 1/1000
+    "free_space_hits",  # how often it was seen floating in space that a depth image says is empty
+)
+
 
 @dataclass(frozen=True)
 class LearningRates(Config):
     """Adam's step sizes for the columns of the map."""
 
-    means: float = param(4e-4, "centres, m per step", ge=0)
+    means: float = param(8e-4, "centres, m per step", ge=0)
     quats: float = param(2e-3, "rotation quaternions", ge=0)
     log_scales: float = param(8e-3, "log standard deviations", ge=0)
     opacity_logits: float = param(3e-2, "opacity logits", ge=0)
@@ -81,11 +89,6 @@ class GaussianMap:
         self.append(columns, anchor=0)
         for name, values in book.items():
             self[name][:] = values.to(self._book)
-
-
-BOOK = ("anchor", "class_index", "instance_id", "confidence_permille", "free_space_hits")
-"""Bookkeeping columns: keyframe id; last semantic class; last public object id (0 = none); probability of that label in
-1/1000; how often the Gaussian was seen floating in space that a depth image says is empty."""
 
 
 def splat_inputs(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussia
 REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the seen ones (standard deviation)
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
+COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions")
 
 
 @dataclass(frozen=True)
@@ -196,9 +197,6 @@ class InstanceQueries:
         axes = axes * torch.linalg.det(axes).sign()[:, None, None]  # a rotation, not a reflection
         stds = self.config.spread * variances.clamp_min(0).sqrt()
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
-
-
-COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions")
 
 
 def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:

@@ -46,7 +46,10 @@ class ParameterTable:
         return self._size
 
     def __getitem__(self, name: str) -> Tensor:
-        """All rows of a column [N, width], detached; a view that must not be kept beyond the next `append`."""
+        """All rows of a column [N, width], detached: a live view; writing to it changes the table.
+
+        It must not be kept beyond the next `append` or `keep`, which move rows to other places.
+        """
         return self._values[: self._size, self._span(name)]
 
     @property
