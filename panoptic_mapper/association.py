@@ -18,11 +18,13 @@ PROBABILITY_FLOOR = 1e-3  # bounds the cross entropy of one pixel
 class AssociationConfig(Config):
     """Cost of matching a mask to a query: dice + bce_weight * BCE + class_weight * (1 - P(class | query))."""
 
-    max_dice_cost: float = param(0.8, "pairs with a larger dice cost are not matched", ge=0, le=1)
+    max_cost: float = param(0.9, "pairs whose dice and class cost together are larger are not matched", ge=0)
     bce_weight: float = param(0.2, "weight of the binary cross entropy", ge=0)
     class_weight: float = param(0.5, "weight of the class disagreement", ge=0)
     near_share: float = param(0.6, "an unmatched mask with this share of points at an object's place is it", gt=0, le=1)
-    covered_share: float = param(0.6, "a mask that covers this share of two queries is evidence to merge", gt=0.5, le=1)
+    covered_share: float = param(
+        0.6, "a mask that covers this share of a query shows it, and of two is evidence to merge", gt=0.5, le=1
+    )
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class MaskOverlap:
     query_px: Tensor  # [Q] sum of M_q
     dice_cost: Tensor  # [K, Q] 1 - dice, 0..1
     bce: Tensor  # [K, Q] binary cross entropy over mask_px + query_px
+
+    def is_covered(self, share: float) -> Tensor:
+        """Which masks cover more than a share of what is seen of which queries: bool [K, Q]."""
+        inside = self.intersection / self.query_px.clamp_min(1e-6) > share
+        return inside & (self.query_px > MIN_QUERY_PX)
 
 
 def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
@@ -61,15 +68,20 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
 
 
 def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationConfig) -> list[tuple[int, int]]:
-    """The cheapest one-to-one matches (mask, query); pairs above the dice threshold are left out.
+    """The cheapest one-to-one matches (mask, query).
+
+    A pair that costs too much is left out, unless the query has the mask's class and lies within it: then the mask
+    shows more of an object of which only a part was known.
 
     Args:
         overlap: of K masks and Q queries.
         class_probs: [K, Q] probability that query q has the class of mask k.
         config: weights and threshold.
     """
-    cost = overlap.dice_cost + config.bce_weight * overlap.bce + config.class_weight * (1 - class_probs)
-    rejected = overlap.dice_cost > config.max_dice_cost
+    cost = overlap.dice_cost + config.class_weight * (1 - class_probs)
+    is_part = overlap.is_covered(config.covered_share) & (class_probs > 0.5)
+    rejected = (cost > config.max_cost) & ~is_part
+    cost = cost + config.bce_weight * overlap.bce
     rows, columns = linear_sum_assignment(torch.where(rejected, cost + 1e3, cost).cpu().numpy())
     refused = rejected.cpu()
     return [(int(k), int(q)) for k, q in zip(rows, columns, strict=True) if not refused[k, q]]
@@ -77,9 +89,7 @@ def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationCo
 
 def same_object_votes(overlap: MaskOverlap, config: AssociationConfig) -> Tensor:
     """Evidence [Q, Q] of one image: +1 where one mask covers both queries, -2 where two masks cover one each."""
-    covered = overlap.intersection / overlap.query_px.clamp_min(1e-6) > config.covered_share  # [K, Q]
-    covered &= (overlap.query_px > MIN_QUERY_PX)[None]
-    covered = covered.float()
+    covered = overlap.is_covered(config.covered_share).float()
     same = covered.T @ covered
     has_mask = covered.amax(0) if len(covered) else overlap.query_px.new_zeros(len(overlap.query_px))
     votes = same - 2 * (has_mask[:, None] * has_mask - same)

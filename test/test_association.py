@@ -56,7 +56,7 @@ def test_where_nothing_is_counted_nothing_overlaps() -> None:
     masks, index, counted = random_inputs()
     overlap = mask_overlap(masks, index, torch.zeros_like(counted), K)
     assert (overlap.dice_cost == 1).all()
-    assert match_masks(overlap, torch.ones(K, Q), AssociationConfig(max_dice_cost=0.9)) == []
+    assert match_masks(overlap, torch.ones(K, Q), AssociationConfig(max_cost=0.9)) == []
     assert (same_object_votes(overlap, AssociationConfig()) == 0).all()
 
 
@@ -76,7 +76,7 @@ def make_overlap(dice_cost: list[list[float]], bce: list[list[float]] | None = N
 
 def test_the_cheapest_one_to_one_matching_is_chosen() -> None:
     g = torch.Generator().manual_seed(3)
-    config = AssociationConfig(max_dice_cost=1, bce_weight=0.3, class_weight=0.7)
+    config = AssociationConfig(max_cost=1, bce_weight=0.3, class_weight=0.7)
     dice, bce, probs = (torch.rand(3, 5, generator=g) for _ in range(3))
     matches = match_masks(make_overlap(dice.tolist(), bce.tolist()), probs, config)
     cost = dice + 0.3 * bce + 0.7 * (1 - probs)
@@ -85,7 +85,7 @@ def test_the_cheapest_one_to_one_matching_is_chosen() -> None:
 
 
 def test_pairs_beyond_the_threshold_are_rejected_even_when_nothing_else_is_left() -> None:
-    config = AssociationConfig(max_dice_cost=0.8)
+    config = AssociationConfig(max_cost=0.8)
     overlap = make_overlap([[0.2, 0.85], [0.81, 0.95]])
     assert match_masks(overlap, torch.ones(2, 2), config) == [(0, 0)]
     # Mask 1 may only have query 0; mask 0 gives it up rather than leave mask 1 without.
@@ -131,3 +131,12 @@ def test_a_query_that_is_hardly_seen_or_half_covered_gives_no_evidence() -> None
     assert (votes_of(index, strips((0, 6), (6, 7))) == 0).all()  # 10 pixels only
     assert (votes_of(index, strips((0, 6), (6, 18))) == 0).all()  # half on the mask
     assert votes_of(index, strips((0, 6), (6, 15)))[0, 1] == 1  # two thirds
+
+
+def test_a_query_inside_a_mask_of_its_class_is_matched_however_much_more_the_mask_shows() -> None:
+    intersection = torch.tensor([[50.0]])
+    overlap = MaskOverlap(
+        intersection, torch.tensor([2000.0]), torch.tensor([55.0]), torch.tensor([[0.95]]), torch.ones(1, 1)
+    )
+    assert match_masks(overlap, torch.tensor([[0.9]]), AssociationConfig()) == [(0, 0)]
+    assert match_masks(overlap, torch.tensor([[0.1]]), AssociationConfig()) == []  # of another class
