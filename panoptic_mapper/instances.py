@@ -18,6 +18,8 @@ MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
 CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
 REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the seen ones (standard deviation)
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
+SAMPLE = 4096  # visible Gaussians that are compared with queries at once
+MAX_SAMPLES = 16  # into which the visible Gaussians of a view are divided for that
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
 COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions")
 
@@ -99,10 +101,17 @@ class InstanceQueries:
         centers = transform(T_camera_map, self.table["centers"])
         radius = CHI2_3_99**0.5 * self.table["log_scales"].amax(1).exp()
         candidates = _sphere_meets_frustum(centers, radius, camera).nonzero()[:, 0]
-        sample = visible_means.detach()[:: max(1, len(visible_means) // 8192)]
-        offsets = sample[:, None] - self.table["centers"][candidates]
-        whitened = torch.einsum("qij,vqj->vqi", self.whitenings(candidates), offsets)
-        return candidates[whitened.square().sum(-1).amin(0) < CHI2_3_99]
+        means = visible_means.detach()
+        stride = min(1 + len(means) // SAMPLE, MAX_SAMPLES)
+        held = torch.zeros(len(candidates), dtype=torch.bool, device=means.device)
+        for start in range(stride):  # the first sample finds most of them, so that few are asked of all Gaussians
+            missing = (~held).nonzero()[:, 0]
+            if len(missing) == 0:
+                break
+            rows = candidates[missing]
+            distances = squared_distances(means[start::stride], self.table["centers"][rows], self.whitenings(rows))
+            held[missing] = distances.amin(0) < CHI2_3_99
+        return candidates[held]
 
     def whitenings(self, rows: Tensor) -> Tensor:
         """Detached whitening matrices [n, 3, 3] of the queries `rows`."""

@@ -173,6 +173,14 @@ def test_a_merged_query_has_the_evidence_of_both() -> None:
     assert queries.column("contradictions")[0] == 0
 
 
+def test_one_gaussian_among_many_brings_its_query_into_view() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 3), (0.5, 0, 3), (-0.5, 0, 3))
+    visible = torch.tensor([0.0, 0.0, 1.0]).repeat(40_000, 1)  # in none of them
+    visible[12_345] = torch.tensor([0.5, 0.0, 3.0])
+    assert queries.in_view(torch.eye(4), CAMERA, visible).tolist() == [1]
+
+
 def test_remove_keeps_rows_aligned() -> None:
     queries = make_queries()
     add(queries, (0, 0, 0), (5, 0, 0), (9, 0, 0))
