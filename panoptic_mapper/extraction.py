@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic_mapper.gaussian_map import GaussianMap
 from panoptic_mapper.instances import InstanceQueries
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_space import LabelSpace
@@ -47,7 +46,7 @@ def map_snapshot(map: PanopticMap, label_space: LabelSpace, up: np.ndarray, stam
     """Copies the surface points with their labels, and the objects."""
     gaussians = map.gaussians
     opaque = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
-    class_index, instance_id = _labels(gaussians, map.queries)
+    class_index, instance_id = _labels(map)
     return MapSnapshot(
         stamp_ns=stamp_ns,
         points=gaussians["means"][opaque].cpu().numpy().copy(),
@@ -62,28 +61,26 @@ def map_snapshot(map: PanopticMap, label_space: LabelSpace, up: np.ndarray, stam
 
 def map_objects(map: PanopticMap, label_space: LabelSpace, up: np.ndarray) -> tuple[MapObject, ...]:
     """The objects that have enough Gaussians to have an extent, by ascending id."""
-    gaussians, queries = map.gaussians, map.queries
-    solid = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
-    solid &= gaussians["confidence_permille"] > 1000 * MIN_CONFIDENCE
-    _, instance_id = _labels(gaussians, queries)
-    extents = extract_objects(gaussians["means"][solid].cpu().numpy(), instance_id[solid].cpu().numpy(), up)
+    queries, rows = map.queries, _member_rows(map)
+    member = rows >= 0
+    points, numbers = map.gaussians["means"][member], rows[member] + 1  # 0 would be no object
+    extents = extract_objects(points.cpu().numpy(), numbers.cpu().numpy(), up)
     objects = []
-    for row, id in enumerate(queries.ids.tolist()):
-        if id not in extents or extents[id].num_points < queries.config.min_gaussians:
-            continue
+    for row in is_object(map).nonzero()[:, 0].tolist():
+        extent = extents[row + 1]
         class_index = int(queries.class_indices[row])
         objects.append(
             MapObject(
-                id=id,
+                id=int(queries.ids[row]),
                 class_index=class_index,
                 class_name=label_space.names[class_index],
                 score=float(queries.scores[row]),
                 observations=int(queries.column("observations")[row]),
-                centroid=extents[id].centroid,
-                box=extents[id].box,
-                aabb_min=extents[id].aabb_min,
-                aabb_max=extents[id].aabb_max,
-                num_gaussians=extents[id].num_points,
+                centroid=extent.centroid,
+                box=extent.box,
+                aabb_min=extent.aabb_min,
+                aabb_max=extent.aabb_max,
+                num_gaussians=extent.num_points,
                 first_seen_ns=int(queries.column("first_seen_ns")[row]),
                 last_seen_ns=int(queries.column("last_seen_ns")[row]),
             )
@@ -91,12 +88,28 @@ def map_objects(map: PanopticMap, label_space: LabelSpace, up: np.ndarray) -> tu
     return tuple(objects)
 
 
-def _labels(gaussians: GaussianMap, queries: InstanceQueries) -> tuple[Tensor, Tensor]:
-    """Class index and public object id [N] int64 of every Gaussian; a member of an object has the object's class."""
-    rows = queries.rows_of(gaussians["instance_id"].long())
-    class_index = gaussians["class_index"].long()
+def is_object(map: PanopticMap) -> Tensor:
+    """Which queries [Q] have enough Gaussians to be an object with an extent: bool on the CPU."""
+    num_queries = len(map.queries)
+    sizes = torch.bincount(_member_rows(map) + 1, minlength=num_queries + 1)[1:]
+    return (sizes >= map.queries.config.min_gaussians).cpu()
+
+
+def _member_rows(map: PanopticMap) -> Tensor:
+    """Row of the query [N] to whose extent each Gaussian counts; -1 = none, or too faint or unsure to count."""
+    gaussians = map.gaussians
+    solid = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
+    solid &= gaussians["confidence_permille"] > 1000 * MIN_CONFIDENCE
+    return torch.where(solid, map.queries.rows_of(gaussians["instance_id"].long()), -1)
+
+
+def _labels(map: PanopticMap) -> tuple[Tensor, Tensor]:
+    """Class index and public object id [N] int64 of every Gaussian; members of a query have the query's class."""
+    queries = map.queries
+    class_index = map.gaussians["class_index"].long()
+    rows = queries.rows_of(map.gaussians["instance_id"].long())
     if len(queries) == 0:
         return class_index, torch.zeros_like(class_index)
-    device = class_index.device
-    class_index = torch.where(rows >= 0, queries.class_indices.to(device)[rows], class_index)
-    return class_index, torch.where(rows >= 0, queries.ids.to(device)[rows], 0)
+    ids = torch.where(is_object(map), queries.ids, 0)
+    class_index = torch.where(rows >= 0, queries.class_indices.to(rows.device)[rows], class_index)
+    return class_index, torch.where(rows >= 0, ids.to(rows.device)[rows], 0)

@@ -35,7 +35,7 @@ class Keyframe:
     color: Tensor  # [H, W, 3] uint8
     depth: Tensor  # [H, W] float32 m, 0 = none
     semantic: Tensor  # [H, W] int32 class index, 0 = unlabeled
-    mask_index: Tensor  # [H, W] int32, 0 = no mask, 1..K
+    mask_index: Tensor  # [H, W] int32, 0 = no mask, 1..K: masks of things
     confidence: Tensor  # [H, W] float32 0..1
     mask_classes: list[int]  # [K + 1] class index of each mask, [0] unused
     mask_scores: list[float]  # [K + 1] mean confidence of each mask, [0] unused

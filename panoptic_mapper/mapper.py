@@ -179,7 +179,7 @@ class PanopticMapper:
             num_frames=self.num_frames,
             num_keyframes=len(self.keyframes),
             num_gaussians=len(self.map.gaussians),
-            num_objects=len(self.map.queries),
+            num_objects=int(extraction.is_object(self.map).sum()),
             map_bytes=map_bytes,
             losses={name: float(value) for name, value in self.optimizer.losses.items()},
             stage_ms={name: median(values) for name, values in self._durations.items()},
@@ -210,6 +210,7 @@ class PanopticMapper:
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
 
     def _segment(self, frame: Frame) -> Segmentation | None:
+        """The 2D labels at mapping size: none for what is right before the lens, and no instances of stuff."""
         segmentation = self.segmenter.segment(frame)
         if segmentation is None:
             return None
@@ -217,7 +218,9 @@ class PanopticMapper:
         depth = self.at_mapping_size(frame).depth
         segmentation = segmentation.resized(*depth.shape[::-1])
         clear = unobstructed(torch.from_numpy(depth), self.config.density).numpy()
-        return Segmentation(segmentation.semantic * clear, segmentation.instance * clear, segmentation.confidence)
+        semantic = segmentation.semantic * clear
+        instance = segmentation.instance * self.label_space.is_thing[semantic]
+        return Segmentation(semantic, instance, segmentation.confidence)
 
     def _prune(self) -> int:
         """Removes Gaussians that faded, grew too large or float in free space; returns their number."""

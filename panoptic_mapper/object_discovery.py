@@ -46,7 +46,7 @@ def associate(
 def open_queries(
     keyframe: Keyframe, view: MapView, map: PanopticMap, config: AssociationConfig, density: DensityConfig
 ) -> list[int]:
-    """Gives each unmatched mask of a thing to an unmatched object at its place, or opens a query; returns the new ids.
+    """Gives each unmatched mask to an unmatched object at its place, or opens a query; returns the new ids.
 
     A mask that shows a side of an object that was never seen overlaps with nothing that can be rendered; its place and
     its class are then what tells that it is a known object.
@@ -57,7 +57,7 @@ def open_queries(
     new_ids = []
     for mask in range(1, len(keyframe.mask_ids)):
         class_index = keyframe.mask_classes[mask]
-        if keyframe.mask_ids[mask] or not bool(map.head.is_thing[class_index]):
+        if keyframe.mask_ids[mask]:
             continue
         inside = points[(keyframe.mask_index == mask) & usable]
         if len(inside) < map.queries.config.min_mask_px:
@@ -111,14 +111,12 @@ def label_unlabeled(keyframe: Keyframe, map: PanopticMap, density: DensityConfig
     in_view = torch.unique(rows[rows >= 0])
     keys = map.head.keys(map.queries.table["embeddings"][in_view])
     own = torch.where(rows >= 0, torch.searchsorted(in_view, rows), -1)
-    map.gaussians.table.set_rows(
-        ids,
-        semantics=map.head.semantic_features(class_index, keyframe.confidence[v, u]),
-        instances=map.head.instance_features(keys, own),
-    )
+    semantics = map.head.semantic_features(class_index, keyframe.confidence[v, u])
+    map.gaussians.table.set_rows(ids, semantics=semantics, instances=map.head.instance_features(keys, own))
+    probability = map.head.class_probabilities(semantics).gather(1, class_index[:, None])[:, 0]
     map.gaussians["class_index"][ids] = class_index.int()
     map.gaussians["instance_id"][ids] = public_ids.int()
-    map.gaussians["confidence_permille"][ids] = (500 * keyframe.confidence[v, u]).int()
+    map.gaussians["confidence_permille"][ids] = (1000 * probability).int()
 
 
 @torch.no_grad()

@@ -44,7 +44,7 @@ class MapSnapshot:
     points: np.ndarray  # [N, 3] float32 map frame, m
     colors: np.ndarray  # [N, 3] uint8 RGB
     class_indices: np.ndarray  # [N] int32
-    instance_ids: np.ndarray  # [N] int32 public object id, 0 = none
+    instance_ids: np.ndarray  # [N] int32 public id of one of `objects`, 0 = none
     confidences: np.ndarray  # [N] float32 0..1 probability of the label
     objects: tuple[MapObject, ...]
     label_space: LabelSpace
@@ -58,7 +58,7 @@ class PanopticView:
     depth: np.ndarray  # [H, W] float32 m, 0 = nothing there
     alpha: np.ndarray  # [H, W] float32 0..1
     semantic: np.ndarray  # [H, W] int32 class index, 0 where the map is empty or unlabeled
-    instance: np.ndarray  # [H, W] int32 public object id, 0 = none
+    instance: np.ndarray  # [H, W] int32 public object id, 0 = none; also of what is too small yet to be listed
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class MapStats:
     num_frames: int  # frames given to `integrate`
     num_keyframes: int
     num_gaussians: int
-    num_objects: int
+    num_objects: int  # as many as `objects` lists
     map_bytes: int  # memory of the map and of the keyframes, bytes
     losses: dict[str, float]  # last value of each loss, by name
     stage_ms: dict[str, float]  # median duration of each stage of `integrate`, ms

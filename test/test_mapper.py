@@ -12,6 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from small_room import (
     CAMERA,
+    FLOOR,
     ROOM_SPACE,
     SPACE,
     TABLE,
@@ -204,6 +205,22 @@ def test_bad_labels_leave_the_map_unchanged(bad: str) -> None:
     assert mapper.integrate(wall_frame(1.5, stamp_ns=8)).is_keyframe  # and it goes on
 
 
+def test_objects_are_there_as_soon_as_their_labels_are() -> None:
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    assert [o.class_name for o in mapper.objects()] == ["table", "chair"]
+    assert mapper.snapshot().confidences.min() > 0.9
+
+
+def test_a_stuff_pixel_with_an_instance_id_is_no_mask() -> None:
+    frame = wall_frame()
+    instance = np.where(frame.labels.semantic == FLOOR, 7, frame.labels.instance)
+    mapper = make_mapper(segmenter=PassOn(SPACE))
+    report = mapper.integrate(replace(frame, labels=replace(frame.labels, instance=instance)))
+    assert report.num_masks == report.num_matched_masks == 2
+    assert mapper.map.queries.ids.tolist() == [1, 2]
+    assert (mapper.keyframes.all[0].mask_index[24:] == 0).all()
+
+
 def test_one_frame_is_a_map() -> None:
     mapper = mapped([wall_frame(stamp_ns=9)], segmenter=PassOn(SPACE))
     snapshot = mapper.snapshot()
@@ -328,6 +345,7 @@ def test_snapshot_and_objects_agree() -> None:
     by_id = {o.id: o for o in snapshot.objects}
     assert list(by_id) == sorted(by_id)
     assert len(by_id) >= 5
+    assert set(snapshot.instance_ids.tolist()) == {0, *by_id}
     for id, o in by_id.items():
         own = snapshot.instance_ids == id
         assert own.sum() >= o.num_gaussians > 0
@@ -338,6 +356,22 @@ def test_snapshot_and_objects_agree() -> None:
         assert (o.centroid <= o.aabb_max).all()
         assert 0 < o.score <= 1
     assert snapshot.stamp_ns == room_frames()[-1].stamp_ns
+
+
+def test_what_holds_too_few_gaussians_is_no_object_yet() -> None:
+    mapper = mapped([wall_frame()], "instances.min_gaussians=8", segmenter=PassOn(SPACE))
+    gaussians = mapper.map.gaussians
+    chair = mapper.objects()[1]
+    rows = (gaussians["instance_id"] == chair.id).nonzero()[:, 0]
+    gaussians["instance_id"][rows[8:]] = 0
+    gaussians["confidence_permille"][rows[:8]] = 900
+    assert [o.id for o in mapper.objects()] == [1, chair.id]
+    gaussians["confidence_permille"][rows[0]] = 100  # not sure enough to count
+    assert [o.id for o in mapper.objects()] == [1]
+    assert mapper.stats().num_objects == 1
+    snapshot = mapper.snapshot()
+    assert set(snapshot.instance_ids.tolist()) == {0, 1}
+    assert (snapshot.class_indices[rows[:8]] == chair.class_index).all()
 
 
 def test_large_frames_are_mapped_at_the_configured_size() -> None:
@@ -365,7 +399,7 @@ def test_statistics_are_those_of_the_map() -> None:
     assert stats.num_frames == len(room_frames())
     assert stats.num_keyframes == len(mapper.keyframes)
     assert stats.num_gaussians == len(mapper.map.gaussians)
-    assert stats.num_objects == len(mapper.map.queries)
+    assert stats.num_objects == len(mapper.objects())
     assert stats.map_bytes > 4 * sum(WIDTHS.values()) * stats.num_gaussians + mapper.keyframes.nbytes
     assert all(np.isfinite(value) for value in stats.losses.values())
     assert all(value > 0 for value in stats.stage_ms.values())

@@ -193,7 +193,7 @@ def test_small_masks_masks_without_depth_and_stuff_open_nothing() -> None:
     depth[10:20, 22:32] = 0
     mapper = wall_mapper(replace(relabeled(instance, frame), depth=depth))
     assert len(mapper.map.queries) == 0
-    assert mapper.keyframes.all[0].mask_ids == [0, 0, 0, 0]
+    assert mapper.keyframes.all[0].mask_ids == [0, 0, 0]  # the floor is no mask at all
     assert (mapper.map.gaussians["instance_id"] == 0).all()
     assert set(mapper.map.gaussians["class_index"].tolist()) == {CHAIR, TABLE, FLOOR}
 
