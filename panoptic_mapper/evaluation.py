@@ -13,6 +13,9 @@ from panoptic_mapper.label_space import UNLABELED, LabelSpace
 from panoptic_mapper.metrics import MIN_PIXELS, PanopticMetrics
 from panoptic_mapper.snapshot import PanopticView
 
+MIN_DISTANCE_M = 0.15
+MIN_CLEAR_SHARE = 0.05
+
 
 class Renderer(Protocol):
     """What of a mapper is evaluated."""
@@ -36,15 +39,19 @@ def evaluate(
         min_pixels: smaller true segments are void.
 
     Returns:
-        `frames` (count), `psnr`, `ssim`, `depth_l1_m`, `depth_coverage`, `protocol`, and with labels all of
+        `frames` (evaluated), `obstructed_frames` (left out), `psnr`, `ssim`, `depth_l1_m`, `depth_coverage`,
+        `protocol`, and with labels all of
         `PanopticMetrics.compute`.
     """
     truth_space = truth_space or mapper.label_space
     to_truth = class_table(mapper.label_space, truth_space)
     images = ImageMetrics()
     labels = PanopticMetrics(truth_space, min_pixels)
-    num_frames = num_labeled = 0
+    num_frames = num_labeled = num_obstructed = 0
     for frame in frames:
+        if is_obstructed(frame.depth):
+            num_obstructed += 1
+            continue
         view = mapper.render(frame.camera, frame.T_map_camera)
         num_frames += 1
         images.update(view.color, view.depth, frame.color, frame.depth)
@@ -52,12 +59,22 @@ def evaluate(
             num_labeled += 1
             labels.update(to_truth[view.semantic], view.instance, frame.labels.semantic, frame.labels.instance)
 
-    result: dict[str, Any] = {"frames": num_frames} | images.compute()
+    result: dict[str, Any] = {"frames": num_frames, "obstructed_frames": num_obstructed} | images.compute()
+    result["protocol"] |= {
+        "obstructed_frames": f"left out: less than {MIN_CLEAR_SHARE:.0%} of the pixels show something at least"
+        f" {MIN_DISTANCE_M} m away (a covered lens, a camera inside a wall)"
+    }
     if num_labeled:
         panoptic = labels.compute()
         panoptic["protocol"] = result["protocol"] | panoptic["protocol"]
         result |= panoptic
     return result
+
+
+def is_obstructed(depth: np.ndarray) -> bool:
+    """Whether a depth image [H, W] (m) shows next to nothing but what is right before the lens."""
+    measured = depth > 0
+    return bool(measured.any() and (depth >= MIN_DISTANCE_M).mean() < MIN_CLEAR_SHARE)
 
 
 def class_table(source: LabelSpace, target: LabelSpace) -> np.ndarray:

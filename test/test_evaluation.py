@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from panoptic_mapper.evaluation import class_table, evaluate, split_indices
+from panoptic_mapper.evaluation import class_table, evaluate, is_obstructed, split_indices
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
 from panoptic_mapper.snapshot import PanopticView
@@ -78,3 +78,10 @@ def test_split_holds_out_every_kth_from_the_middle_of_a_group() -> None:
     assert split_indices(1) == ([0], [])
     with pytest.raises(ValueError, match="test_every"):
         split_indices(10, 1)
+
+
+def test_frames_with_a_covered_lens_are_left_out_and_counted() -> None:
+    near, far, none = np.full((4, 10), 0.05), np.full((4, 10), 2.0), np.zeros((4, 10))
+    partly = near.copy()
+    partly[0, :2] = 2.0  # 2 of 40 pixels are exactly the share that is asked for
+    assert [is_obstructed(d) for d in (near, far, none, partly)] == [True, False, False, False]
