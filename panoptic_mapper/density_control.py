@@ -25,7 +25,7 @@ class DensityConfig(Config):
     min_depth_m: float = param(0.15, "what is nearer than this hides the view and is not mapped, m", ge=0)
     min_usable_share: float = param(0.05, "frames with a smaller share of usable depth are not mapped", ge=0, le=1)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
-    scale: float = param(0.4, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
+    scale: float = param(0.35, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
     opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
     min_opacity: float = param(0.05, "Gaussians that fade below this are removed", ge=0, le=1)
     max_scale_m: float = param(0.5, "Gaussians that grow beyond this standard deviation are removed, m", gt=0)
