@@ -145,6 +145,34 @@ def render(
 
 
 @app.command()
+def mesh(
+    map: Annotated[Path, typer.Argument(help="A saved map (.pmap).")],
+    out: Annotated[Path, typer.Option(help="The PLY file to write.")],
+    voxel_m: Annotated[float, typer.Option(help="Edge of a voxel, m: details below two of them are lost.")] = 0.025,
+    color: Annotated[str, typer.Option(help="Colours of the vertices: instance, semantic or rgb.")] = "instance",
+) -> None:
+    """Make a labelled triangle mesh of a saved map, for planners and viewers."""
+    from panoptic_mapper.mesh import fuse_mesh
+    from panoptic_mapper.ply import save_mesh_ply
+    from panoptic_mapper.results import load_mapper
+
+    mapper = load_mapper(map)
+    with _progress("fusing", quiet=False) as progress:
+        made = fuse_mesh(
+            mapper,
+            voxel_m,
+            color,  # type: ignore[arg-type]  # checked by fuse_mesh
+            lambda done, total: progress(done, total, ""),
+        )
+    save_mesh_ply(out, made.vertices, made.triangles, made.colors, made.class_ids, made.instance_ids)
+    console.print(
+        f"{len(made.vertices):,} vertices and {len(made.triangles):,} triangles written to {out}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def query(
     map: Annotated[Path, typer.Argument(help="A saved map (.pmap).")],
     class_names: Annotated[list[str] | None, typer.Option("--class", help="Class name; may be given again.")] = None,

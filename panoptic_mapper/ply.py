@@ -1,4 +1,4 @@
-"""PLY files of a map: a labelled point cloud, and the Gaussians in the layout of the original 3DGS viewers.
+"""PLY files of a map: a labelled point cloud, a mesh, and the Gaussians in the layout of the original 3DGS viewers.
 
 Written with numpy alone (binary little endian), so that saving needs no Open3D and its system libraries.
 """
@@ -15,6 +15,7 @@ SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 
 _PLY_TYPES = {"<f4": "float", "|u1": "uchar", "<i4": "int"}
 _LABELED = "x:<f4 y:<f4 z:<f4 red:u1 green:u1 blue:u1 class:<i4 instance:<i4 confidence:<f4"
+_MESH = "x:<f4 y:<f4 z:<f4 red:u1 green:u1 blue:u1 class:<i4 instance:<i4"
 _GAUSSIAN = (
     "x:<f4 y:<f4 z:<f4 nx:<f4 ny:<f4 nz:<f4 f_dc_0:<f4 f_dc_1:<f4 f_dc_2:<f4 opacity:<f4"
     " scale_0:<f4 scale_1:<f4 scale_2:<f4 rot_0:<f4 rot_1:<f4 rot_2:<f4 rot_3:<f4"
@@ -58,6 +59,28 @@ def save_gaussian_ply(
     _write(path, vertices)
 
 
+def save_mesh_ply(
+    path: Path,
+    vertices: np.ndarray,  # [V, 3] map frame, m
+    triangles: np.ndarray,  # [T, 3] rows of `vertices`
+    colors: np.ndarray,  # [V, 3] uint8 RGB
+    class_ids: np.ndarray,  # [V] public class id
+    instance_ids: np.ndarray,  # [V] public object id
+) -> None:
+    """Writes a triangle mesh with x y z red green blue class instance at each vertex.
+
+    Raises:
+        ValueError: naming the file, when it cannot be written.
+    """
+    rows = _vertices(len(vertices), _MESH)
+    _fill(rows, "x y z", vertices)
+    _fill(rows, "red green blue", colors)
+    rows["class"], rows["instance"] = class_ids, instance_ids
+    faces = np.zeros(len(triangles), [("count", "u1"), ("rows", "<i4", (3,))])
+    faces["count"], faces["rows"] = 3, triangles
+    _write(path, rows, faces)
+
+
 def _vertices(count: int, properties: str) -> np.ndarray:
     return np.zeros(count, [(name, kind) for name, kind in (word.split(":") for word in properties.split())])
 
@@ -67,12 +90,16 @@ def _fill(vertices: np.ndarray, names: str, columns: np.ndarray) -> None:
         vertices[name] = columns[:, k]
 
 
-def _write(path: Path, vertices: np.ndarray) -> None:
+def _write(path: Path, vertices: np.ndarray, faces: np.ndarray | None = None) -> None:
     properties = [f"property {_PLY_TYPES[vertices.dtype[name].str]} {name}" for name in vertices.dtype.names or ()]
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties, "end_header"]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *properties]
+    if faces is not None:
+        header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
     try:
         with open(path, "wb") as file:
-            file.write(("\n".join(header) + "\n").encode("ascii"))
+            file.write("\n".join([*header, "end_header", ""]).encode("ascii"))
             file.write(vertices.tobytes())
+            if faces is not None:
+                file.write(faces.tobytes())
     except OSError as error:
-        raise ValueError(f"{path}: the point cloud cannot be written: {error}") from error
+        raise ValueError(f"{path}: the PLY file cannot be written: {error}") from error

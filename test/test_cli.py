@@ -93,6 +93,16 @@ def test_doctor_for_machines() -> None:
     assert next(check for check in found["checks"] if check["name"] == "torch")["ok"]
 
 
+def test_mesh_writes_a_labelled_ply(built: tuple[Path, dict], tmp_path: Path) -> None:
+    open3d = pytest.importorskip("open3d", reason="open3d or its system libraries are missing", exc_type=ImportError)
+    map_file, out = str(built[0] / "map.pmap"), tmp_path / "room.ply"
+    assert run("mesh", map_file, "--out", str(out), "--voxel-m", "0.1", "--color", "rgb") == ""
+    made = open3d.io.read_triangle_mesh(str(out))
+    assert len(made.triangles) > 500
+    size = made.get_max_bound() - made.get_min_bound()
+    assert ((size > 1.0) & (size < 9.0)).all()  # a room
+
+
 def test_commands_that_the_doctor_names_are_never_cut(capsys: pytest.CaptureFixture) -> None:
     command = f"pip install '{'x' * 300}[cuda]' && echo [bold]"
     cli.print_checks(

@@ -92,5 +92,5 @@ def test_open3d_reads_both(tmp_path: Path) -> None:
 
 
 def test_unwritable_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.ply: the point cloud cannot be written"):
+    with pytest.raises(ValueError, match=r"a\.ply: the PLY file cannot be written"):
         save_labeled_ply(tmp_path / "missing" / "a.ply", snapshot(1))
