@@ -1,6 +1,7 @@
 """What the node does with images: good ones become observations, every kind of bad one is counted by its reason."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import cv2
@@ -140,6 +141,44 @@ def test_bgr_float_depth_and_compressed_images():
     np.testing.assert_allclose(frame.depth, 0.8)
 
 
+class StandInBridge:
+    """Answers as cv_bridge.CvBridge does for the encodings that it knows."""
+
+    def imgmsg_to_cv2(self, message, desired_encoding):
+        assert desired_encoding == "rgb8"
+        if message.encoding == "bayer_rggb8":
+            return np.repeat(np.frombuffer(message.data, np.uint8).reshape(H, W, 1), 3, axis=2)
+        if message.encoding == "broken":
+            return np.zeros((H, W), np.float32)
+        raise TypeError(f"Unrecognized image encoding [{message.encoding}]")
+
+
+def test_rare_encodings_go_through_cv_bridge_where_it_is_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv_bridge", SimpleNamespace(CvBridge=StandInBridge))
+    rig = Rig()
+    rig.send_info()
+    mosaic = np.arange(H * W, dtype=np.uint8).reshape(H, W)
+    frame = rig.send(image_message(mosaic, "bayer_rggb8", 0))
+    np.testing.assert_array_equal(frame.color, np.stack([mosaic] * 3, axis=2))
+    np.testing.assert_array_equal(rig.send(color_message("bgr8")).color, color_image()[..., ::-1])  # as without it
+    assert rig.send(image_message(mosaic, "yuv999", 0)) is None
+    assert rig.send(image_message(mosaic, "broken", 0)) is None
+    assert rig.frames.drops == {"bad_image": 2}
+    assert "Unrecognized image encoding [yuv999]" in rig.warnings[0]
+    assert "float32 (6, 8) of 'broken'" in rig.warnings[1]
+
+
+@pytest.mark.parametrize("broken", [None, SimpleNamespace()])
+def test_without_cv_bridge_rare_encodings_are_refused(monkeypatch, broken):
+    monkeypatch.setitem(sys.modules, "cv_bridge", broken)
+    rig = Rig()
+    rig.send_info()
+    assert rig.send(image_message(np.zeros((H, W), np.uint8), "bayer_rggb8", 0)) is None
+    assert rig.frames.drops == {"bad_image": 1}
+    assert "'bayer_rggb8' is not supported without cv_bridge" in rig.warnings[0]
+    assert "expected one of rgb8, bgr8" in rig.warnings[0]
+
+
 def test_holes_in_the_depth_are_kept_as_holes():
     rig = Rig()
     rig.send_info()
@@ -163,7 +202,7 @@ def test_truncated() -> None:
 @pytest.mark.parametrize(
     ("parts", "reason", "words"),
     [
-        ({"color": lambda: color_message("yuv999")}, "bad_image", "'yuv999' is not supported"),
+        ({"color": lambda: color_message("yuv999")}, "bad_image", "'yuv999' is not supported without cv_bridge"),
         ({"color": lambda: color_message("")}, "bad_image", "encoding ''"),
         ({"color": lambda: color_message(size=(H // 2, W // 2))}, "bad_intrinsics", "is for 8x6"),
         ({"depth": lambda: depth_message(encoding="8UC1")}, "bad_depth", "8UC1"),

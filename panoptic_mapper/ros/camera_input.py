@@ -19,14 +19,13 @@ from std_msgs.msg import String
 from panoptic_mapper.frame import Segmentation
 from panoptic_mapper.frame_queue import FrameQueue, Observation, RejectedInput
 from panoptic_mapper.image_encoding import (
-    decode_color,
     decode_compressed,
     decode_compressed_depth,
     decode_depth,
     decode_labels,
 )
 from panoptic_mapper.label_space import LabelSpace
-from panoptic_mapper.ros.conversions import camera_from_message, stamp_from_message
+from panoptic_mapper.ros.conversions import camera_from_message, color_from_message, stamp_from_message
 from panoptic_mapper.ros.node_config import NodeConfig
 from panoptic_mapper.ros.sync import ApproximateTimeSynchronizer, Subscriber
 from panoptic_mapper.segmenters.topic import TopicSegmenter
@@ -161,7 +160,7 @@ class CameraInput:
 
 
 def _decode_color_message(message: Image | CompressedImage) -> np.ndarray:  # [H, W, 3] uint8 RGB
-    return decode_compressed(message) if isinstance(message, CompressedImage) else decode_color(message)
+    return decode_compressed(message) if isinstance(message, CompressedImage) else color_from_message(message)
 
 
 def _decode_depth_message(message: Image | CompressedImage) -> np.ndarray:  # [H, W] float32 m

@@ -12,6 +12,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 from std_msgs.msg import Header
 
 from panoptic_mapper.frame import PinholeCamera
+from panoptic_mapper.image_encoding import COLOR_ENCODINGS, decode_color
 from panoptic_mapper.label_space import LabelSpace, distinct_color
 from panoptic_mapper.msg import PanopticObject, PanopticObjectArray
 from panoptic_mapper.snapshot import MapObject, MapSnapshot
@@ -50,6 +51,31 @@ def camera_from_message(info: CameraInfo) -> PinholeCamera:
     if np.any(np.abs(info.d) > MAX_DISTORTION):
         raise ValueError(f"camera_info: the image is distorted (d = {list(info.d)}); use the rectified topics")
     return PinholeCamera(info.k[0], info.k[4], info.k[2], info.k[5], info.width, info.height)
+
+
+def color_from_message(message: Image) -> np.ndarray:  # [H, W, 3] uint8 RGB
+    """The colour image; cv_bridge converts the rare encodings (bayer, yuv422 and so on), where it is installed.
+
+    Raises:
+        ValueError: the encoding is not understood, or the data do not have the size that the fields say.
+    """
+    if message.encoding in COLOR_ENCODINGS:
+        return decode_color(message)
+    try:
+        from cv_bridge import CvBridge
+    except ImportError as error:
+        known = ", ".join(COLOR_ENCODINGS)
+        raise ValueError(
+            f"colour image: encoding '{message.encoding}' is not supported without cv_bridge ({error});"
+            f" expected one of {known}"
+        ) from error
+    try:
+        image = np.asarray(CvBridge().imgmsg_to_cv2(message, "rgb8"))
+    except Exception as error:  # its own error, OpenCV's, or a KeyError, by what is wrong
+        raise ValueError(f"colour image: cv_bridge cannot convert encoding '{message.encoding}': {error}") from error
+    if image.dtype != np.uint8 or image.shape != (message.height, message.width, 3):
+        raise ValueError(f"colour image: cv_bridge made {image.dtype} {image.shape} of '{message.encoding}'")
+    return np.array(image, order="C")  # a copy: the message's buffer may be used again
 
 
 def vector_message(xyz: Sequence[float] | np.ndarray) -> Vector3:
