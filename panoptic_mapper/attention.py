@@ -33,11 +33,10 @@ def query_scores(
 
 def squared_distances(means: Tensor, centers: Tensor, whitenings: Tensor) -> Tensor:
     """Squared Mahalanobis distances [V, Q] of points [V, 3] to Gaussians given by centre and whitening matrix."""
-    # |A (x - c)|^2 with one matrix product: A x - A c over the stacked rows of all queries.
-    num_queries = len(centers)
-    offsets = torch.einsum("qij,qj->qi", whitenings, centers).reshape(-1)  # [3 Q]
-    whitened = means @ whitenings.reshape(-1, 3).T - offsets
-    return whitened.square().reshape(len(means), num_queries, 3).sum(-1)
+    # |A (x - c)|^2 with one matrix product, A x - A c; axes first, so that the sum over them runs along memory.
+    offsets = torch.einsum("qij,qj->iq", whitenings, centers).reshape(-1)  # [3 Q]
+    whitened = means @ whitenings.transpose(0, 1).reshape(-1, 3).T - offsets
+    return whitened.square().reshape(len(means), 3, len(centers)).sum(1)
 
 
 def panoptic_distribution(
