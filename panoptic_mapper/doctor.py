@@ -73,7 +73,7 @@ def _probes() -> list[tuple[str, bool, Callable[[], str], str]]:
         ("python", True, _python, "sudo apt-get install python3.11"),
         ("torch", True, _torch, f"pip install 'torch>={MIN_TORCH[0]}.{MIN_TORCH[1]}'"),
         ("opencv", True, _opencv, "pip install 'opencv-python-headless>=4.10,<5'"),
-        ("open3d", True, lambda: _version("open3d"), f"pip install {_open3d_distribution()}"),
+        ("open3d", False, _open3d, f"pip install {_open3d_distribution()}"),
         ("libraries", True, _libraries, _INSTALL),
         ("kernels", True, _kernels, _INSTALL),
         ("CUDA device", False, _cuda_device, ""),
@@ -129,6 +129,13 @@ def _numbers(version: str) -> tuple[int, int]:
     """Major and minor of "2.13.0+cpu"."""
     major, minor = version.split(".")[:2]
     return int(major), int(minor)
+
+
+def _open3d() -> str:
+    try:
+        return _version("open3d")
+    except ModuleNotFoundError as error:
+        raise Missing("not installed; only `panoptic-mapper mesh` needs it") from error
 
 
 def _open3d_distribution() -> str:

@@ -91,6 +91,14 @@ def test_open3d_names_its_system_libraries(fake_modules):
     check = find("open3d")
     assert "libusb-1.0.so.0" in check.found
     assert check.remedy.startswith("sudo apt-get install libusb-1.0-0")
+    assert not check.required
+
+
+def test_open3d_is_needed_by_one_command_only(fake_modules):
+    check = find("open3d")
+    assert (check.required, check.ok) == (False, False)
+    assert "only `panoptic-mapper mesh` needs it" in check.found
+    assert check.remedy.startswith("pip install open3d")
 
 
 @pytest.mark.parametrize(
