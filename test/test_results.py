@@ -140,7 +140,8 @@ def test_a_map_of_one_gaussian_or_none_can_be_written(tmp_path: Path, depth_m: f
     depth = np.zeros((CAMERA.height, CAMERA.width), np.float32)
     depth[15, 15] = depth_m
     frame = replace(wall_frame(), depth=depth)
-    mapper = mapped([frame], "density.stride_px=1", "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    settings = ("density.stride_px=1", "density.min_usable_share=0", "optimizer.steps_per_keyframe=0")
+    mapper = mapped([frame], *settings, segmenter=PassOn(SPACE))
     num_gaussians = int(depth_m > 0)
     assert len(mapper.map.gaussians) == num_gaussians
     sequence = Sequence((frame,), SPACE)
