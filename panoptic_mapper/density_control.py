@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
@@ -12,6 +13,8 @@ from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
 from panoptic_mapper.geometry import backproject, project, transform
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.rasterizers.base import Rendering
+
+FILL_LEVELS = 6  # holes in the depth of up to about 2^5 pixels from their border are filled
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,53 @@ def unobstructed(depth: Tensor, config: DensityConfig) -> Tensor:
     return (depth <= 0) | (depth > config.min_depth_m)
 
 
-def unexplained(depth: Tensor, rendering: Rendering, config: DensityConfig) -> Tensor:
-    """Pixels [H, W] whose measured surface is not in the map: nothing there, or something new in front."""
-    in_front = depth < rendering.depth - tolerance(depth, config)
-    return usable_depth(depth, config) & ((rendering.alpha < config.min_alpha) | in_front)
+def filled_depth(depth: Tensor, config: DensityConfig) -> Tensor:
+    """The depth image [H, W] with its holes filled smoothly from around them (pull-push pyramid); 0 = still none.
+
+    Dark and shiny surfaces give no depth. Without Gaussians of their own there, the colour loss stretches those around
+    the hole over it, which ruins both. The depth loss never sees the filled values, and where another view measures
+    empty space the Gaussians are removed.
+    """
+    weight = usable_depth(depth, config).float()[None, None]
+    total = depth[None, None] * weight
+    pyramid = []
+    for _ in range(FILL_LEVELS):
+        pyramid.append(torch.where(weight > 0, total / weight.clamp_min(1e-6), 0)[0, 0])
+        total, weight = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (total, weight))
+    filled = pyramid.pop()
+    for finer in reversed(pyramid):
+        filled = F.interpolate(filled[None, None], size=finer.shape, mode="nearest")[0, 0]
+        filled = torch.where(finer > 0, finer, filled)
+    return torch.where(depth > 0, depth, filled)
 
 
-def grown_gaussians(keyframe: Keyframe, where: Tensor, config: DensityConfig) -> dict[str, Tensor]:
-    """Columns of new Gaussians, one per grid pixel of `where` [H, W] bool: round, at the measured point, unlabeled."""
+def unexplained(depth: Tensor, surface: Tensor, rendering: Rendering, config: DensityConfig) -> Tensor:
+    """Pixels [H, W] whose surface is not in the map: nothing is there, or something measured is new in front.
+
+    Args:
+        depth: [H, W] m, as measured.
+        surface: [H, W] m, where the surface is taken to be: the measured depth, or the filled one.
+        rendering: the map from there.
+        config: thresholds.
+    """
+    in_front = usable_depth(depth, config) & (depth < rendering.depth - tolerance(depth, config))
+    return usable_depth(surface, config) & ((rendering.alpha < config.min_alpha) | in_front)
+
+
+def grown_gaussians(keyframe: Keyframe, surface: Tensor, where: Tensor, config: DensityConfig) -> dict[str, Tensor]:
+    """Columns of new Gaussians, one per grid pixel of `where` [H, W] bool: round, on `surface` [H, W] m, unlabeled."""
     grid = torch.zeros_like(where)
     start = config.stride_px // 2
     grid[start :: config.stride_px, start :: config.stride_px] = True
     v, u = (where & grid).nonzero(as_tuple=True)
-    depth = keyframe.depth[v, u]
+    depth = surface[v, u]
     T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(depth.device)
     n = len(depth)
     scale = config.scale * config.stride_px * depth / keyframe.camera.fx
     quats = depth.new_zeros(n, 4)
     quats[:, 0] = 1
     return {
-        "means": transform(T_map_camera, backproject(keyframe.depth, keyframe.camera)[v, u]),
+        "means": transform(T_map_camera, backproject(surface, keyframe.camera)[v, u]),
         "quats": quats,
         "log_scales": scale.log()[:, None].expand(n, 3),
         "opacity_logits": torch.logit(depth.new_full((n, 1), config.opacity)),
@@ -81,7 +111,7 @@ def count_free_space_hits(gaussians: GaussianMap, ids: Tensor, keyframe: Keyfram
 
     A Gaussian at or behind its pixel's surface takes one hit back, so that noise does not add up.
     """
-    at = depth_at_centers(gaussians["means"][ids], keyframe, config)
+    at = depth_at_centers(gaussians["means"][ids], keyframe, keyframe.depth, config)
     hits = gaussians["free_space_hits"]
     floats = at.valid & (at.depth < at.surface - 2 * tolerance(at.surface, config))
     change = floats.int() - (at.valid & ~floats).int()
@@ -90,23 +120,23 @@ def count_free_space_hits(gaussians: GaussianMap, ids: Tensor, keyframe: Keyfram
 
 @dataclass(frozen=True)
 class CenterSamples:
-    """A keyframe's depth image read at the pixels of V Gaussian centres."""
+    """A depth image of a keyframe read at the pixels of V Gaussian centres."""
 
     u: Tensor  # [V] int64 pixel column, 0 where the centre is outside the image
     v: Tensor  # [V] int64 pixel row
     depth: Tensor  # [V] m, depth of the centre
-    surface: Tensor  # [V] m, measured depth at its pixel
-    valid: Tensor  # [V] bool, the centre is in the image and there is a usable measurement
+    surface: Tensor  # [V] m, the depth image at its pixel
+    valid: Tensor  # [V] bool, the centre is in the image and there is a usable depth
 
 
-def depth_at_centers(means: Tensor, keyframe: Keyframe, config: DensityConfig) -> CenterSamples:
-    """Reads the measured depth at the pixels of points [V, 3] (map frame, m)."""
+def depth_at_centers(means: Tensor, keyframe: Keyframe, surface: Tensor, config: DensityConfig) -> CenterSamples:
+    """Reads a keyframe's measured or filled depth image `surface` [H, W] at the pixels of points [V, 3] (map, m)."""
     pixel, depth = project(transform(keyframe.T_camera_map(), means), keyframe.camera)
     u, v = pixel.round().long().unbind(-1)
     inside = (depth > 0) & (u >= 0) & (v >= 0) & (u < keyframe.camera.width) & (v < keyframe.camera.height)
     u, v = torch.where(inside, u, 0), torch.where(inside, v, 0)
-    surface = keyframe.depth[v, u]
-    return CenterSamples(u, v, depth, surface, inside & usable_depth(surface, config))
+    at_pixel = surface[v, u]
+    return CenterSamples(u, v, depth, at_pixel, inside & usable_depth(at_pixel, config))
 
 
 def survivors(gaussians: GaussianMap, config: DensityConfig) -> Tensor:

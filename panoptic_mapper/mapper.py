@@ -20,6 +20,7 @@ from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.density_control import (
     DensityConfig,
     count_free_space_hits,
+    filled_depth,
     grown_gaussians,
     survivors,
     unexplained,
@@ -129,11 +130,12 @@ class PanopticMapper:
             associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
             new_ids = open_queries(keyframe, view, self.map, self.config.association, self.config.density)
         with self._timed("grow", stage_ms):
-            new = unexplained(keyframe.depth, rendering, self.config.density)
+            surface = filled_depth(keyframe.depth, self.config.density)
+            new = unexplained(keyframe.depth, surface, rendering, self.config.density)
             num_before = len(self.map.gaussians)
-            self.map.gaussians.append(grown_gaussians(keyframe, new, self.config.density), keyframe.id)
+            self.map.gaussians.append(grown_gaussians(keyframe, surface, new, self.config.density), keyframe.id)
             num_new = len(self.map.gaussians) - num_before
-            label_unlabeled(keyframe, self.map, self.config.density)
+            label_unlabeled(keyframe, surface, self.map, self.config.density)
             refit_queries(self.map)
         with self._timed("optimize", stage_ms):
             self.refine(self.config.optimizer.steps_per_keyframe)
@@ -206,7 +208,7 @@ class PanopticMapper:
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
         rendering = self.map.view(frame.camera, frame.T_map_camera).render()
-        new = unexplained(depth, rendering, self.config.density)
+        new = unexplained(depth, depth, rendering, self.config.density)
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
 
     def _segment(self, frame: Frame) -> Segmentation | None:

@@ -97,11 +97,11 @@ def _object_at(
 
 
 @torch.no_grad()
-def label_unlabeled(keyframe: Keyframe, map: PanopticMap, density: DensityConfig) -> None:
-    """Gives Gaussians that have no label yet the keyframe's label at their pixel, so that it is right at once."""
+def label_unlabeled(keyframe: Keyframe, surface: Tensor, map: PanopticMap, density: DensityConfig) -> None:
+    """Gives Gaussians without a label the keyframe's at their pixel of `surface` [H, W] m, to be right at once."""
     ids = map.gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
     ids = ids[map.gaussians["class_index"][ids] == 0]
-    at = depth_at_centers(map.gaussians["means"][ids], keyframe, density)
+    at = depth_at_centers(map.gaussians["means"][ids], keyframe, surface, density)
     on_surface = at.valid & ((at.depth - at.surface).abs() < tolerance(at.surface, density))
     on_surface &= keyframe.semantic[at.v, at.u] > 0
     ids, u, v = ids[on_surface], at.u[on_surface], at.v[on_surface]

@@ -13,6 +13,7 @@ from panoptic_mapper.density_control import (
     DensityConfig,
     count_free_space_hits,
     depth_at_centers,
+    filled_depth,
     grown_gaussians,
     survivors,
     tolerance,
@@ -75,7 +76,7 @@ def test_what_is_unexplained() -> None:
     depth = torch.tensor([[2.0, 2.0, 2.0, 1.9, 1.96, 3.0, 0.0, 20.0]])
     rendered = torch.tensor([[0.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0, 0.0]])
     alpha = torch.tensor([[0.0, 0.95, 0.5, 0.95, 0.95, 0.95, 0.0, 0.0]])
-    new = unexplained(depth, Rendering(torch.zeros(1, 8, 3), rendered, alpha), CONFIG)
+    new = unexplained(depth, depth, Rendering(torch.zeros(1, 8, 3), rendered, alpha), CONFIG)
     assert new.tolist() == [[True, False, True, True, False, False, False, False]]
 
 
@@ -83,7 +84,7 @@ def test_new_gaussians_lie_on_the_measured_surface() -> None:
     rng = np.random.default_rng(0)
     keyframe = make_keyframe(depth=rng.uniform(1, 3, (30, 40)).astype(np.float32))
     where = torch.from_numpy(rng.random((30, 40)) > 0.5)
-    columns = grown_gaussians(keyframe, where, CONFIG)
+    columns = grown_gaussians(keyframe, keyframe.depth, where, CONFIG)
     pixels = [(v, u) for v in range(1, 30, 2) for u in range(1, 40, 2) if where[v, u]]
     assert {name: tuple(c.shape) for name, c in columns.items()} == {n: (len(pixels), w) for n, w in WIDTHS.items()}
     for row, (v, u) in enumerate(pixels):
@@ -100,7 +101,7 @@ def test_new_gaussians_lie_on_the_measured_surface() -> None:
 
 
 def test_nothing_new_gives_no_gaussians() -> None:
-    columns = grown_gaussians(make_keyframe(), torch.zeros(30, 40, dtype=torch.bool), CONFIG)
+    columns = grown_gaussians(make_keyframe(), torch.ones(30, 40), torch.zeros(30, 40, dtype=torch.bool), CONFIG)
     assert all(len(c) == 0 for c in columns.values())
 
 
@@ -113,7 +114,7 @@ def test_depth_is_read_at_the_pixels_of_the_centres() -> None:
         return (u - CAMERA.cx) / CAMERA.fx * z, (v - CAMERA.cy) / CAMERA.fy * z, z
 
     means = in_map(at_pixel(10.3, 20.4, 1.5), at_pixel(7, 3, 1.0), at_pixel(40.4, 5, 1.0), at_pixel(5, 5, -1.0))
-    at = depth_at_centers(means, keyframe, CONFIG)
+    at = depth_at_centers(means, keyframe, keyframe.depth, CONFIG)
     assert at.valid.tolist() == [True, False, False, False]
     assert (int(at.u[0]), int(at.v[0])) == (10, 20)
     np.testing.assert_allclose(at.depth, [1.5, 1.0, 1.0, -1.0], atol=1e-5)
@@ -142,3 +143,26 @@ def test_survivors_are_solid() -> None:
     gaussians["free_space_hits"][4] = 2
     gaussians["means"][5, 2] = float("nan")
     assert survivors(gaussians, config).tolist() == [False, True, False, False, True, False]
+
+
+def test_holes_in_the_depth_are_filled_from_around_them_and_measurements_stay() -> None:
+    column = torch.linspace(1.0, 3.0, 64)
+    depth = column.expand(48, 64).clone()
+    depth[10:30, 20:40] = 0
+    depth[0, 0], depth[1, 1] = 0.05, 12.0  # too near and too far are measurements: they are neither filled nor spread
+    filled = filled_depth(depth, CONFIG)
+    measured = depth > 0
+    assert torch.equal(filled[measured], depth[measured])
+    hole = filled[10:30, 20:40]
+    assert (hole >= 1.4).all()
+    assert (hole <= 2.6).all()
+    assert float((hole - column[20:40]).abs().mean()) < 0.25
+    assert (filled_depth(torch.zeros(48, 64), CONFIG) == 0).all()
+
+
+def test_the_map_grows_in_holes_but_only_where_nothing_is() -> None:
+    depth = torch.tensor([[0.0, 0.0, 2.0]])
+    surface = torch.tensor([[2.0, 2.0, 2.0]])
+    rendering = Rendering(torch.zeros(1, 3, 3), torch.tensor([[0.0, 3.0, 3.0]]), torch.tensor([[0.0, 1.0, 1.0]]))
+    # The last pixel is measured in front of the map; the middle one only seems to be, for its depth is filled in.
+    assert unexplained(depth, surface, rendering, CONFIG).tolist() == [[True, False, True]]

@@ -98,7 +98,7 @@ def test_labels_are_not_given_to_what_is_not_on_the_surface_or_has_one() -> None
     gaussians["class_index"][:] = FLOOR
     means = torch.tensor([[-0.3, -0.2, 2.0], [-0.3, -0.2, 1.0], [-0.3, -0.2, 3.0], [-0.3, -0.2, -2.0]])
     gaussians.append(gaussian_columns(means), anchor=0)
-    label_unlabeled(mapper.keyframes.all[0], mapper.map, mapper.config.density)
+    label_unlabeled(mapper.keyframes.all[0], mapper.keyframes.all[0].depth, mapper.map, mapper.config.density)
     assert gaussians["class_index"][-4:].tolist() == [CHAIR, 0, 0, 0]
     assert gaussians["instance_id"][-4:].tolist() == [CHAIR_ID, 0, 0, 0]
     assert (gaussians["class_index"][:-4] == FLOOR).all()
