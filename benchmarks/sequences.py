@@ -2,8 +2,8 @@
 
     python -m benchmarks.sequences FOLDER --work out/results --table docs/results.md
 
-A labelled sequence is mapped with its own labels (instance ids permuted in every frame) and with `tiny`, one without
-labels with `tiny` alone. Figures are of held-out frames.
+A sequence with labels is mapped with these (instance ids permuted in every frame), one without with `tiny`. Figures are
+of held-out frames.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with one sequence in each sub-folder")
     parser.add_argument("--work", type=Path, default=Path("out/results"), help="where the maps go")
+    parser.add_argument("--jobs", type=int, default=1, help="how many sequences are mapped at a time")
     parser.add_argument("--table", type=Path, help="markdown file to write the table to; default: print it")
     parser.add_argument("settings", nargs="*", help="key=value for `panoptic-mapper build`")
     args = parser.parse_args()
-    reports = []
-    for sequence in sorted(p for p in args.folder.iterdir() if (p / "color").is_dir()):
-        for segmenter in ["dataset", "tiny"] if (sequence / "labels.json").exists() else ["tiny"]:
-            reports.append(build(sequence, segmenter, args.work / f"{sequence.name}_{segmenter}", args.settings))
-    text = table(reports)
+    sequences = sorted(p for p in args.folder.iterdir() if (p / "color").is_dir())
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        reports = list(pool.map(lambda s: build(s, args.work / s.name, threads, args.settings), sequences))
+    text = table(reports, f"{args.jobs} sequences at a time, {threads} threads each")
     print(text)
     if args.table:
         args.table.write_text(text)
 
 
-def build(sequence: Path, segmenter: str, out: Path, settings: list[str]) -> dict[str, Any]:
+def build(sequence: Path, out: Path, threads: int, settings: list[str]) -> dict[str, Any]:
     """The report of one `panoptic-mapper build`."""
+    segmenter = "dataset" if (sequence / "labels.json").exists() else "tiny"
     command = [sys.executable, "-m", "panoptic_mapper", "build", str(sequence), "--out", str(out)]
-    subprocess.run([*command, "--segmenter", segmenter, *settings], check=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([*command, "--segmenter", segmenter, *settings], check=True, env=environment)
     return json.loads((out / "report.json").read_text())
 
 
-def table(reports: list[dict[str, Any]]) -> str:
+def table(reports: list[dict[str, Any]], how: str) -> str:
     """The reports as a markdown page with the hardware and the protocol."""
     head = ["sequence", "labels", "frames", "keyframes", "Gaussians", "objects", "frames/s", "peak RSS MB"]
-    lines = ["# Results", "", *__doc__.splitlines()[:3], "", __doc__.split("\n\n", 2)[2].strip(), "", hardware(), ""]
+    lines = [
+        "# Results",
+        "",
+        *__doc__.splitlines()[:3],
+        "",
+        __doc__.split("\n\n", 2)[2].strip(),
+        "",
+        f"{hardware()} {how}.",
+        "",
+    ]
     names = [*head, *(name for name, _ in COLUMNS.values())]
     lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for r in reports:
