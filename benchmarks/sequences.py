@@ -1,6 +1,6 @@
-"""Maps every sequence of a folder with the command line and writes what it reached as a table.
+"""Maps recorded sequences with the command line and prints what they reached as a table.
 
-    python -m benchmarks.sequences FOLDER --work out/results --table docs/results.md
+    python -m benchmarks.sequences SEQUENCE... [--config FILE] [--jobs N]
 
 A sequence with labels is mapped with these (instance ids permuted in every frame), one without with `tiny`. Figures are
 of held-out frames.
@@ -36,53 +36,39 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="folder with one sequence in each sub-folder")
+    parser.add_argument("sequences", nargs="+", type=Path, help="folders in ScanNet style")
+    parser.add_argument("--config", type=Path, help="settings for `panoptic-mapper build`")
     parser.add_argument("--work", type=Path, default=Path("out/results"), help="where the maps go")
     parser.add_argument("--jobs", type=int, default=1, help="how many sequences are mapped at a time")
-    parser.add_argument("--table", type=Path, help="markdown file to write the table to; default: print it")
-    parser.add_argument("settings", nargs="*", help="key=value for `panoptic-mapper build`")
     args = parser.parse_args()
-    sequences = sorted(p for p in args.folder.iterdir() if (p / "color").is_dir())
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        reports = list(pool.map(lambda s: build(s, args.work / s.name, threads, args.settings), sequences))
-    text = table(reports, f"{args.jobs} sequences at a time, {threads} threads each")
-    print(text)
-    if args.table:
-        args.table.write_text(text)
+        runs = [pool.submit(build, s, args.work / s.name, threads, args.config) for s in args.sequences]
+    reports = [run.result() for run in runs]
+    print(hardware(), f"Settings: {args.config or 'default'}; {args.jobs} at a time, {threads} threads each.\n")
+    print(table(reports))
 
 
-def build(sequence: Path, out: Path, threads: int, settings: list[str]) -> dict[str, Any]:
+def build(sequence: Path, out: Path, threads: int, config: Path | None) -> dict[str, Any]:
     """The report of one `panoptic-mapper build`."""
     segmenter = "dataset" if (sequence / "labels.json").exists() else "tiny"
     command = [sys.executable, "-m", "panoptic_mapper", "build", str(sequence), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    subprocess.run([*command, "--segmenter", segmenter, *settings], check=True, env=environment)
+    command += ["--segmenter", segmenter, *([] if config is None else ["--config", str(config)])]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
     return json.loads((out / "report.json").read_text())
 
 
-def table(reports: list[dict[str, Any]], how: str) -> str:
-    """The reports as a markdown page with the hardware and the protocol."""
+def table(reports: list[dict[str, Any]]) -> str:
+    """The reports as a markdown table."""
     head = ["sequence", "labels", "frames", "keyframes", "Gaussians", "objects", "frames/s", "peak RSS MB"]
-    lines = [
-        "# Results",
-        "",
-        *__doc__.splitlines()[:3],
-        "",
-        __doc__.split("\n\n", 2)[2].strip(),
-        "",
-        f"{hardware()} {how}.",
-        "",
-    ]
     names = [*head, *(name for name, _ in COLUMNS.values())]
-    lines += ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for r in reports:
         counts = [r["sequence"], r["segmenter"], r["frames"], r["keyframes"], f"{r['gaussians']:,}", r["objects"]]
         speed = [f"{r['fps']:.2f}", f"{r['peak_rss_mb']:.0f}"]
         metrics = [cell(r["test"].get(key), form) for key, (_, form) in COLUMNS.items()]
         lines.append("| " + " | ".join(map(str, [*counts, *speed, *metrics])) + " |")
-    protocol = {key: words for r in reports for key, words in r["protocol"].items()}
-    return "\n".join([*lines, "", "## Protocol", "", *(f"- {key}: {words}" for key, words in protocol.items()), ""])
+    return "\n".join(lines)
 
 
 def cell(value: float | None, form: str) -> str:

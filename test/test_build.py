@@ -12,6 +12,7 @@ from panoptic_mapper.build import BuildConfig, build_map, create_mapper, resolve
 from panoptic_mapper.config import load_config
 from panoptic_mapper.frame import Frame
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.resources import resource_path
 from panoptic_mapper.segmenters import SegmenterConfig
 from panoptic_mapper.segmenters.none import NoSegmenter
 
@@ -119,3 +120,9 @@ def test_the_segmenter_is_told_a_known_up_direction(
     mapper = create_mapper(settings.mapper, settings.segmenter, ROOM_SPACE, "cpu")
     assert told == [expected]
     assert mapper.label_space == ROOM_SPACE
+
+
+def test_the_quality_settings_ask_for_more_than_the_default() -> None:
+    quality, default = load_config(BuildConfig, resource_path("config/quality.yaml")).mapper, BuildConfig().mapper
+    assert quality.optimizer.steps_per_keyframe > default.optimizer.steps_per_keyframe
+    assert quality.keyframes.translation_m < default.keyframes.translation_m
