@@ -31,13 +31,14 @@ from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
 from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
-from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore
+from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
 from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
+from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 
@@ -122,30 +123,19 @@ class PanopticMapper:
             return IntegrationReport(is_keyframe=False)
         stage_ms: dict[str, float] = {}
         with self._timed("segment", stage_ms):
-            segmentation = self._segment(frame)
-        keyframe = self.keyframes.add(mapped_frame, segmentation, self.device)
-        with self._timed("associate", stage_ms), torch.no_grad():
-            view = self.map.view(keyframe.camera, keyframe.T_map_camera)
-            rendering = view.render()
-            associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
-            new_ids = open_queries(keyframe, view, self.map, self.config.association, self.config.density)
+            keyframe = self.keyframes.add(mapped_frame, self._segment(frame), self.device)
+        with self._timed("associate", stage_ms):
+            rendering, new_ids = self._associate(keyframe)
         with self._timed("grow", stage_ms):
-            surface = filled_depth(keyframe.depth, self.config.density)
-            new = unexplained(keyframe.depth, surface, rendering, self.config.density)
-            num_before = len(self.map.gaussians)
-            self.map.gaussians.append(grown_gaussians(keyframe, surface, new, self.config.density), keyframe.id)
-            num_new = len(self.map.gaussians) - num_before
-            label_unlabeled(keyframe, surface, self.map, self.config.density)
-            refit_queries(self.map)
+            num_new = self._grow(keyframe, rendering)
         with self._timed("optimize", stage_ms):
             self.refine(self.config.optimizer.steps_per_keyframe)
         with self._timed("maintain", stage_ms):
-            num_removed = self._prune()
+            num_removed = self._prune(keyframe)
             maintain_queries(self.map, self.keyframes)
         self._update_up(frame)
         self.last_stamp_ns = frame.stamp_ns
-        num_matched = sum(id > 0 for id in keyframe.mask_ids)
-        num_masks = len(keyframe.mask_ids) - 1
+        num_masks, num_matched = len(keyframe.mask_ids) - 1, sum(id > 0 for id in keyframe.mask_ids)
         return IntegrationReport(True, num_new, num_removed, num_masks, num_matched, tuple(new_ids), stage_ms)
 
     def refine(self, num_steps: int) -> None:
@@ -224,9 +214,27 @@ class PanopticMapper:
         instance = segmentation.instance * self.label_space.is_thing[semantic]
         return Segmentation(semantic, instance, segmentation.confidence)
 
-    def _prune(self) -> int:
+    @torch.no_grad()
+    def _associate(self, keyframe: Keyframe) -> tuple[Rendering, list[int]]:
+        """Tells which object each 2D mask shows; returns the map as the keyframe sees it, and ids of new objects."""
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+        rendering = view.render()
+        associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
+        return rendering, open_queries(keyframe, view, self.map, self.config.association, self.config.density)
+
+    def _grow(self, keyframe: Keyframe, rendering: Rendering) -> int:
+        """Adds what the map lacks, with labels that are right at once; returns the number of new Gaussians."""
+        surface = filled_depth(keyframe.depth, self.config.density)
+        new = unexplained(keyframe.depth, surface, rendering, self.config.density)
+        columns = grown_gaussians(keyframe, surface, new, self.config.density)
+        self.map.gaussians.append(columns, keyframe.id)
+        label_unlabeled(keyframe, surface, self.map, self.config.density)
+        refit_queries(self.map)
+        return len(columns["means"])
+
+    def _prune(self, keyframe: Keyframe) -> int:
         """Removes Gaussians that faded, grew too large or float in free space; returns their number."""
-        keyframe, gaussians = self.keyframes.all[-1], self.map.gaussians
+        gaussians = self.map.gaussians
         ids = gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
         count_free_space_hits(gaussians, ids, keyframe, self.config.density)
         keep = survivors(gaussians, self.config.density)
