@@ -137,8 +137,8 @@ def test_a_map_file_without_its_description_is_named(wall_mapper: PanopticMapper
 
 @pytest.mark.parametrize("depth_m", [0.0, 2.0])
 def test_a_map_of_one_gaussian_or_none_can_be_written(tmp_path: Path, depth_m: float) -> None:
-    depth = np.zeros((CAMERA.height, CAMERA.width), np.float32)
-    depth[15, 15] = depth_m
+    depth = np.full((CAMERA.height, CAMERA.width), 100, np.float32)  # too far to be mapped, and no hole to be filled
+    depth[15, 15] = depth_m or 100
     frame = replace(wall_frame(), depth=depth)
     settings = ("density.stride_px=1", "density.min_usable_share=0", "optimizer.steps_per_keyframe=0")
     mapper = mapped([frame], *settings, segmenter=PassOn(SPACE))
