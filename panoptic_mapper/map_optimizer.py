@@ -26,7 +26,7 @@ from panoptic_mapper.panoptic_map import MapView, PanopticMap
 class OptimizerConfig(Config):
     """How much the map is optimised."""
 
-    steps_per_keyframe: int = param(15, "optimisation steps after each keyframe", ge=0)
+    steps_per_keyframe: int = param(20, "optimisation steps after each keyframe", ge=0)
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 

@@ -19,7 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MAPPER_DOCUMENTS = [ROOT / "docs/method.md", ROOT / "docs/architecture.md", ROOT / "docs/conventions.md"]
 COMMANDS = typer.main.get_command(cli.app).commands
-MADE_BY_LONG_RUNS = {ROOT / "docs/images/overview.png", ROOT / "docs/results.md"}  # not there before the first of these
 METHOD = ROOT / "docs/method.md"
 SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
 README = (ROOT / "README.md").read_text()
@@ -39,8 +38,6 @@ def test_links_lead_to_files_and_headings(document):
             continue
         name, _, anchor = link.partition("#")
         target = (document.parent / name).resolve() if name else document
-        if target in MADE_BY_LONG_RUNS and not target.exists():
-            continue
         assert target.exists(), f"{document.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{document.name}: {link}"
 
