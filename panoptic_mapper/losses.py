@@ -19,7 +19,7 @@ class LossWeights(Config):
 
     color: float = param(1.0, "colour: (1 - ssim_share) L1 + ssim_share (1 - SSIM)", ge=0)
     ssim_share: float = param(0.2, "share of SSIM in the colour loss", ge=0, le=1)
-    depth: float = param(1.2, "depth, mean absolute error in m", ge=0)
+    depth: float = param(2.0, "depth, mean absolute error in m", ge=0)
     opacity: float = param(0.2, "missing opacity where depth was measured", ge=0)
     scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess in m", ge=0)
     max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)
