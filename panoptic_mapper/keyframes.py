@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
+from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 
@@ -40,6 +42,7 @@ class Keyframe:
     mask_classes: list[int]  # [K + 1] class index of each mask, [0] unused
     mask_scores: list[float]  # [K + 1] mean confidence of each mask, [0] unused
     mask_ids: list[int] = field(default_factory=list)  # [K + 1] public id that a mask was matched to, 0 = none
+    num_steps: int = 0  # how often it was chosen for optimisation
 
     @property
     def has_labels(self) -> bool:
@@ -55,11 +58,12 @@ class Keyframe:
 
 
 class KeyframeStore:
-    """All keyframes in the order of time."""
+    """All keyframes in the order of time, and which of them show the same."""
 
     def __init__(self, config: KeyframeConfig, seed: int):
         self.config = config
-        self.all: list[Keyframe] = []
+        self.all: list[Keyframe] = []  # a keyframe's id is its place here
+        self.covisibility = CovisibilityGraph()
         self._random = random.Random(seed)
 
     def __len__(self) -> int:
@@ -101,15 +105,54 @@ class KeyframeStore:
             mask_ids=[0] * len(classes),
         )
         self.all.append(keyframe)
+        self.covisibility.add(frame.depth, frame.camera, frame.T_map_camera)
         return keyframe
 
+    def restore(self, keyframes: list[Keyframe], seen_by: list[dict[int, float]]) -> None:
+        """Fills an empty store with saved keyframes and, for each, those that see a share of it."""
+        for keyframe, neighbours in zip(keyframes, seen_by, strict=True):
+            depth = keyframe.depth.cpu().numpy()
+            self.covisibility.restore(depth, keyframe.camera, keyframe.T_map_camera, neighbours)
+        self.all = keyframes
+
     def sample(self, step: int) -> Keyframe:
-        """The keyframe to optimise at a step: in turn the latest, a recent and any one: nothing is forgotten."""
-        if step % 3 == 0:
-            return self.all[-1]
-        if step % 3 == 1:
-            return self._random.choice(self.all[-self.config.recent :])
-        return self._random.choice(self.all)
+        """The keyframe to optimise at a step: in turn the latest, a recent, and an old one.
+
+        Every other old one is among those that see what the latest sees, because its surfaces are being changed now;
+        the rest are any, so that nothing is forgotten. Of these, the less optimised are chosen more often.
+        """
+        turn = step % 3
+        if turn == 0:
+            keyframe = self.all[-1]
+        elif turn == 1:
+            keyframe = self._random.choice(self.all[-self.config.recent :])
+        else:
+            keyframe = self._old_one()
+        keyframe.num_steps += 1
+        return keyframe
+
+    def neighbours(self, keyframe: Keyframe, num: int) -> list[Keyframe]:
+        """Up to `num` different keyframes that see what a keyframe sees, chosen in proportion to how much."""
+        shares = dict(self.covisibility.seen_by[keyframe.id])
+        chosen: list[Keyframe] = []
+        while shares and len(chosen) < num:
+            id = self._random.choices(list(shares), list(shares.values()))[0]
+            del shares[id]
+            chosen.append(self.all[id])
+        return chosen
+
+    def _old_one(self) -> Keyframe:
+        """A keyframe before the recent ones that sees what the latest sees, or, as often, any."""
+        seen_by = self.covisibility.seen_by[self.all[-1].id]
+        old = {id: share for id, share in seen_by.items() if id < len(self.all) - self.config.recent}
+        if old and self._random.random() < 0.5:
+            return self._weighted([self.all[id] for id in old], list(old.values()))
+        return self._weighted(self.all, [1.0] * len(self.all))
+
+    def _weighted(self, keyframes: Sequence[Keyframe], weights: list[float]) -> Keyframe:
+        """One of the keyframes, by weight, the less the more it was optimised already."""
+        fresh = [w / (1 + k.num_steps) for k, w in zip(keyframes, weights, strict=True)]
+        return self._random.choices(keyframes, fresh)[0]
 
     def resolve_ids(self, resolve: dict[int, int]) -> None:
         """Replaces public ids of masks after merges (`resolve`: gone id -> living id or 0)."""

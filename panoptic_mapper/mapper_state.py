@@ -45,6 +45,7 @@ def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[st
         "next_id": queries.next_id,
         "merged_into": {str(gone): kept for gone, kept in queries.merged_into.items()},
         "keyframes": [_described(keyframe) for keyframe in mapper.keyframes.all],
+        "seen_by": [list(map(list, shares.items())) for shares in mapper.keyframes.covisibility.seen_by],
     }
     return arrays, meta
 
@@ -64,6 +65,7 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
             )
         _check_shapes(mapper, arrays)
         keyframes = [_decoded(described, arrays, mapper.device) for described in meta["keyframes"]]
+        seen_by = [{int(j): float(share) for j, share in shares} for shares in meta["seen_by"]]
         merged_into = {int(gone): kept for gone, kept in meta["merged_into"].items()}
         up, next_id = np.array(meta["up"]), int(meta["next_id"])
         num_frames, last_stamp_ns = int(meta["num_frames"]), int(meta["last_stamp_ns"])
@@ -81,7 +83,7 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
     with torch.no_grad():
         for name in HEAD_PARAMETERS:
             getattr(mapper.map.head, name).copy_(tensors[f"head/{name}"])
-    mapper.keyframes.all = keyframes
+    mapper.keyframes.restore(keyframes, seen_by)
     mapper.up, mapper.num_frames, mapper.last_stamp_ns = up, num_frames, last_stamp_ns
 
 
@@ -108,6 +110,7 @@ def _described(keyframe: Keyframe) -> dict[str, Any]:
         "mask_classes": keyframe.mask_classes,
         "mask_scores": keyframe.mask_scores,
         "mask_ids": keyframe.mask_ids,
+        "num_steps": keyframe.num_steps,
     }
 
 
@@ -144,4 +147,5 @@ def _decoded(described: dict[str, Any], arrays: dict[str, np.ndarray], device: t
         mask_classes=described["mask_classes"],
         mask_scores=described["mask_scores"],
         mask_ids=described["mask_ids"],
+        num_steps=described["num_steps"],
     )

@@ -1,16 +1,19 @@
-"""Keyframes: when a frame is kept, what is kept of it, and which are replayed."""
+"""Keyframes: when a frame is kept, what is kept of it, which show the same, and which are replayed."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from small_room import CHAIR, CPU, FLOOR, TABLE, wall_frame
+from small_room import CHAIR, CPU, FLOOR, TABLE, make_mapper, room_frames, wall_frame
 
-from panoptic_mapper.frame import Segmentation
+from panoptic_mapper.covisibility import CovisibilityGraph
+from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore
 
 
@@ -22,11 +25,23 @@ def pose(x_m: float = 0.0, turn_deg: float = 0.0) -> np.ndarray:
 
 
 def make_store(num_keyframes: int = 0) -> KeyframeStore:
-    store = KeyframeStore(KeyframeConfig(translation_m=0.2, rotation_deg=10, recent=3), seed=0)
-    for i in range(num_keyframes):
-        frame = wall_frame(T_map_camera=pose(i), stamp_ns=i)
+    return store_at(range(num_keyframes))
+
+
+def store_at(places_m: Iterable[float], seed: int = 0) -> KeyframeStore:
+    """Keyframes of a wall that is 2 m wide in the image, at places along it."""
+    store = KeyframeStore(KeyframeConfig(translation_m=0.2, rotation_deg=10, recent=3), seed=seed)
+    for i, x_m in enumerate(places_m):
+        frame = wall_frame(T_map_camera=pose(x_m), stamp_ns=i)
         store.add(frame, frame.labels, CPU)
     return store
+
+
+def shares(*frames: Frame) -> list[dict[int, float]]:
+    graph = CovisibilityGraph()
+    for frame in frames:
+        graph.add(frame.depth, frame.camera, frame.T_map_camera)
+    return graph.seen_by
 
 
 def test_motion_makes_a_keyframe() -> None:
@@ -103,18 +118,120 @@ def test_a_keyframe_is_a_copy() -> None:
     assert keyframe.semantic.sum() > 0
 
 
+@pytest.mark.parametrize("shift_m", [0.0, 0.5, 1.0, 1.7])
+def test_the_share_of_a_wall_that_another_keyframe_sees(shift_m: float) -> None:
+    there, back = shares(wall_frame(), wall_frame(T_map_camera=pose(shift_m)))
+    assert there[1] == pytest.approx(1 - shift_m / 2, abs=1 / 16)
+    assert back[0] == pytest.approx(1 - shift_m / 2, abs=1 / 16)
+
+
+def test_a_close_up_is_seen_whole_and_sees_a_part() -> None:
+    closer = np.eye(4)
+    closer[2, 3] = 1.0
+    overview, close_up = shares(wall_frame(2.0), wall_frame(1.0, T_map_camera=closer))
+    assert overview[1] == pytest.approx(0.25, abs=0.05)  # half of each side
+    assert close_up[0] == 1
+
+
+def test_what_is_hidden_is_not_shared() -> None:
+    hidden = [wall_frame(2.0), wall_frame(1.2, T_map_camera=pose(0.3))]  # something stands before the wall
+    apart = [wall_frame(), wall_frame(T_map_camera=pose(1.9))]
+    turned = [wall_frame(), wall_frame(T_map_camera=pose(0, 180))]
+    blind = [wall_frame(), wall_frame(0.0)]
+    for frames in (hidden, apart, turned, blind):
+        assert shares(*frames) == [{}, {}]
+
+
+def test_keyframes_of_different_sizes_meet() -> None:
+    frame = wall_frame(T_map_camera=pose(0.5))
+    small, large = shares(wall_frame(), frame.resized(24, 18))
+    assert small[1] == pytest.approx(0.75, abs=1 / 16)
+    assert large[0] == pytest.approx(0.75, abs=1 / 16)
+
+
+def test_shares_in_a_room_are_those_of_all_pixels() -> None:
+    frames = room_frames()[::3]
+    graph = shares(*frames)
+    for i, a in enumerate(frames):
+        for j, b in enumerate(frames):
+            if i != j:
+                assert graph[i].get(j, 0) == pytest.approx(exact_share(a, b), abs=0.1)
+
+
+def exact_share(a: Frame, b: Frame) -> float:
+    """Pixel by pixel at full resolution."""
+    v, u = np.indices(a.depth.shape)
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(a.camera.matrix).T
+    T = np.linalg.inv(b.T_map_camera) @ a.T_map_camera
+    points = (rays * a.depth[..., None]).reshape(-1, 3) @ T[:3, :3].T + T[:3, 3]
+    seen = 0
+    for point in points[points[:, 2] > 0.05]:
+        column, row = np.rint((b.camera.matrix @ point)[:2] / point[2]).astype(int)
+        if 0 <= column < b.camera.width and 0 <= row < b.camera.height:
+            seen += abs(b.depth[row, column] - point[2]) < max(0.1, 0.05 * point[2])
+    return seen / len(points)
+
+
 def test_the_latest_the_recent_and_all_are_replayed() -> None:
-    store = make_store(10)
+    store = make_store(10)  # 1 m apart: the latest sees nothing of those before the recent ones
     sampled = [[], [], []]
-    for step in range(600):
+    for step in range(1500):
         sampled[step % 3].append(store.sample(step).id)
     latest, recent, any_one = (Counter(ids) for ids in sampled)
     assert set(latest) == {9}
     assert set(recent) == {7, 8, 9}
     assert set(any_one) == set(range(10))
-    assert max(any_one.values()) < 3 * min(any_one.values())
+    assert latest.total() == recent.total() == 500
     other, same = make_store(10), make_store(10)
     assert [other.sample(i).id for i in range(50)] == [same.sample(i).id for i in range(50)]
+
+
+def test_back_at_a_place_its_old_keyframes_are_replayed_more() -> None:
+    there_and_back = [0.0, 0.2, *range(5, 55, 5), 0.4, 0.3, 0.2, 0.1]
+    store = store_at(there_and_back)
+    old = Counter(store.sample(step).id for step in range(2, 1802, 3))
+    same_place, elsewhere = [old[0], old[1]], [old[i] for i in range(2, 12)]
+    assert min(same_place) > 2 * max(elsewhere)
+    assert min(elsewhere) > 0  # and nothing is forgotten
+
+
+def test_what_was_optimised_least_gets_its_turn() -> None:
+    store = make_store(10)
+    for keyframe in store.all:
+        keyframe.num_steps = 100
+    store.all[4].num_steps = 0
+    first = Counter(store.sample(2).id for _ in range(30))
+    assert first[4] >= 10
+    for step in range(3000):
+        store.sample(step)
+    steps = [keyframe.num_steps for keyframe in store.all[:7]]  # those before the recent ones
+    assert max(steps) < 1.5 * min(steps)
+
+
+def test_neighbours_see_the_same_and_the_nearest_most_often() -> None:
+    store = store_at([0.0, 0.2, 1.4, 9.0])
+    assert sorted(k.id for k in store.neighbours(store.all[0], 5)) == [1, 2]
+    assert store.neighbours(store.all[3], 2) == []
+    assert store.neighbours(store.all[0], 0) == []
+    chosen = Counter(store.neighbours(store.all[0], 1)[0].id for _ in range(400))
+    assert chosen[1] / chosen[2] == pytest.approx(0.9 / 0.3, rel=0.3)
+
+
+def test_a_restored_store_knows_what_shows_the_same() -> None:
+    frames = room_frames()
+    whole = make_mapper("optimizer.steps_per_keyframe=2")
+    for frame in frames[:6]:
+        whole.integrate(frame)
+    restored = make_mapper("optimizer.steps_per_keyframe=2")
+    restored.restore_state(*whole.export_state())
+    assert restored.keyframes.covisibility.seen_by == whole.keyframes.covisibility.seen_by
+    assert [k.num_steps for k in restored.keyframes.all] == [k.num_steps for k in whole.keyframes.all]
+    for mapper in (whole, restored):
+        mapper.integrate(frames[8])
+    (*_, latest), (*_, expected) = (m.keyframes.covisibility.seen_by for m in (restored, whole))
+    assert latest.keys() == expected.keys()
+    assert len(expected) == len(whole.keyframes) - 1
+    np.testing.assert_allclose(list(latest.values()), list(expected.values()), atol=0.02)  # depth is kept in mm
 
 
 def test_ids_follow_merges() -> None:
