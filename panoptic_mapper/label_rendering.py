@@ -1,17 +1,71 @@
-"""Label blending: classify every visible Gaussian in 3D, then splat its distribution with detached weights."""
+"""Label images of a view, splatted with detached weights, so that labels never push geometry.
+
+Label blending classifies every visible Gaussian in 3D and splats its distribution. Feature blending, for comparison,
+splats the features and classifies the pixels in 2D.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from panoptic_mapper.attention import panoptic_distribution, query_scores
+from panoptic_mapper.config import Config, param
+from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.instances import gathered_geometry
 from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
-from panoptic_mapper.parameter_table import Rows
-from panoptic_mapper.rasterizers.base import ProjectedView
+from panoptic_mapper.parameter_table import ParameterTable, Rows
+from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView
+
+
+@dataclass(frozen=True)
+class LabelConfig(Config):
+    """How label images are made. The defaults are the method; the others are there to be compared with it."""
+
+    blending: Literal["label", "feature"] = param(
+        "label", "label: classify Gaussians, then splat; feature: splat, then classify", choices=("label", "feature")
+    )
+    attention: Literal["local", "global"] = param(
+        "local", "which Gaussians and queries are scored: those of the view or all", choices=("local", "global")
+    )
+
+
+@dataclass(frozen=True)
+class LabelFeatures:
+    """What a label is made of, of n Gaussians or pixels."""
+
+    semantics: Tensor  # [n, SEMANTIC_DIM]
+    instances: Tensor  # [n, INSTANCE_DIM]
+    means: Tensor  # [n, 3] m, map frame, no gradient
+
+    @staticmethod
+    def of(gaussians: Rows, which: Tensor) -> LabelFeatures:
+        """Those of the rows `which` of gathered Gaussians."""
+        return LabelFeatures(
+            gaussians["semantics"][which], gaussians["instances"][which], gaussians["means"][which].detach()
+        )
+
+    @staticmethod
+    def of_all(table: ParameterTable, gaussians: Rows) -> LabelFeatures:
+        """Those of the whole map; gradients reach the gathered ones."""
+        semantics, instances = (
+            table[name].index_copy(0, gaussians.ids, gaussians[name]) for name in ("semantics", "instances")
+        )
+        return LabelFeatures(semantics, instances, table["means"].clone())  # the table changes before the next view
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Labels of n Gaussians or pixels."""
+
+    class_probs: Tensor  # [n, C]
+    distribution: Tensor  # [n, S + 1 + Q]
+
+    def at(self, rows: Tensor) -> Classification:
+        return Classification(self.class_probs[rows], self.distribution[rows])
 
 
 @dataclass(frozen=True)
@@ -36,25 +90,42 @@ class LabelRendering:
         return self.panoptic[..., self.columns.first_query :]
 
 
-def blend_labels(view: ProjectedView, gaussians: Rows, queries: Rows, head: PanopticHead) -> LabelRendering:
-    """Renders the labels of a view; gradients reach features, queries and head, never the geometry.
+def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Classification:
+    """The classes and panoptic distributions of features; gradients reach features, queries and head.
 
     Args:
-        view: projection of `gaussians`; its `visible` are rows of these.
-        gaussians: candidate rows of the map.
-        queries: rows of the queries in view.
+        features: of n Gaussians or pixels.
+        queries: rows of the queries that are asked.
         head: class codes and key projection.
     """
-    class_probs = head.class_probabilities(gaussians["semantics"][view.visible])
+    class_probs = head.class_probabilities(features.semantics)
     centers, whitenings = gathered_geometry(queries)
-    scores = query_scores(
-        gaussians["instances"][view.visible],
-        gaussians["means"][view.visible].detach(),
-        head.keys(queries["embeddings"]),
-        centers,
-        whitenings,
-    )
-    distribution = panoptic_distribution(class_probs, head.is_thing, scores)
+    keys = head.keys(queries["embeddings"])
+    scores = query_scores(features.instances, features.means, keys, centers, whitenings)
+    return Classification(class_probs, panoptic_distribution(class_probs, head.is_thing, scores))
+
+
+def blend_labels(view: ProjectedView, visible: Classification, head: PanopticHead) -> LabelRendering:
+    """Splats the distributions of the visible Gaussians."""
+    distribution, class_probs = visible.distribution, visible.class_probs
     blended = view.blend(torch.cat([distribution, class_probs[:, head.is_thing]], dim=1))
     split = distribution.shape[1]
     return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.columns)
+
+
+def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, head: PanopticHead) -> LabelRendering:
+    """Splats the features of the visible Gaussians and classifies each pixel by their mean.
+
+    The spatial prior asks for a point: the mean of the Gaussians' centres. Means are weighted by w_g / alpha, so that a
+    half-transparent pixel has the class of what it shows; its distribution is scaled by alpha, as that of label
+    blending is.
+    """
+    ones = torch.ones_like(visible.means[:, :1])
+    values = torch.cat([visible.semantics, visible.instances, visible.means, ones], dim=1)
+    sums, alpha = view.blend(values).split([values.shape[1] - 1, 1], dim=-1)
+    means = (sums / alpha.clamp_min(MIN_ALPHA)).flatten(0, 1)
+    pixels = classify(LabelFeatures(*means.split([SEMANTIC_DIM, INSTANCE_DIM, 3], dim=1)), queries, head)
+    panoptic, class_probs = (p.unflatten(0, alpha.shape[:2]) * alpha for p in (pixels.distribution, pixels.class_probs))
+    with torch.no_grad():
+        own = classify(visible, queries, head)
+    return LabelRendering(panoptic, class_probs[..., head.is_thing], own.distribution, own.class_probs, head.columns)

@@ -53,7 +53,7 @@ class MapOptimizer:
         torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
         self.map.gaussians.table.update(view.gaussians, view.seen())
         if labels is not None:
-            self.map.queries.table.update(view.queries)
+            self.map.queries.table.update(view.queries, view.queries_in_view)
             self._head_adam.step()
             self._head_adam.zero_grad()
             self.map.remember_labels(view, labels)

@@ -32,6 +32,7 @@ from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
 from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
 from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
+from panoptic_mapper.label_rendering import LabelConfig
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
 from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
@@ -64,6 +65,7 @@ class MapperConfig(Config):
     density: DensityConfig = section(DensityConfig)
     association: AssociationConfig = section(AssociationConfig)
     instances: InstanceConfig = section(InstanceConfig)
+    labels: LabelConfig = section(LabelConfig)
     optimizer: OptimizerConfig = section(OptimizerConfig)
     losses: LossWeights = section(LossWeights)
     learning_rates: LearningRates = section(LearningRates)
@@ -102,6 +104,7 @@ class PanopticMapper:
             InstanceQueries(config.instances, len(self.label_space), generator, self.device),
             PanopticHead(self.label_space, generator, self.device),
             self._rasterizer,
+            config.labels,
         )
         self.keyframes = KeyframeStore(config.keyframes, config.seed)
         self.optimizer = MapOptimizer(self.map, config.optimizer, config.losses, config.density)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,9 +12,16 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import InstanceQueries
-from panoptic_mapper.label_rendering import LabelRendering, blend_labels
+from panoptic_mapper.label_rendering import (
+    LabelConfig,
+    LabelFeatures,
+    LabelRendering,
+    blend_features,
+    blend_labels,
+    classify,
+)
 from panoptic_mapper.panoptic_head import PanopticHead
-from panoptic_mapper.parameter_table import Rows
+from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
 
 MIN_SEEN_PX = 0.3  # px
@@ -25,9 +32,12 @@ class MapView:
     """What one camera sees of the map: gathered rows that gradients reach, projected and sorted."""
 
     gaussians: Rows  # candidates [M]; the visible ones are `projection.visible` of these
-    queries: Rows  # queries in view [Q]
+    queries: Rows  # queries in view [Q]; with global attention all
+    queries_in_view: Tensor  # [Q] bool
     projection: ProjectedView
     head: PanopticHead
+    labels: LabelConfig
+    all_gaussians: ParameterTable  # of the map [N]; only global attention reads it
 
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
@@ -52,7 +62,15 @@ class MapView:
 
     def blend_labels(self) -> LabelRendering:
         """Semantic and panoptic label images."""
-        return blend_labels(self.projection, self.gaussians, self.queries, self.head)
+        visible = LabelFeatures.of(self.gaussians, self.projection.visible)
+        if self.labels.blending == "feature":
+            return blend_features(self.projection, visible, self.queries, self.head)
+        if self.labels.attention == "global":
+            everything = LabelFeatures.of_all(self.all_gaussians, self.gaussians)
+            classified = classify(everything, self.queries, self.head).at(self.visible_ids)
+        else:
+            classified = classify(visible, self.queries, self.head)
+        return blend_labels(self.projection, classified, self.head)
 
 
 @dataclass(frozen=True)
@@ -63,16 +81,20 @@ class PanopticMap:
     queries: InstanceQueries
     head: PanopticHead
     rasterizer: Rasterizer
+    labels: LabelConfig = field(default_factory=LabelConfig)
 
     def view(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> MapView:
-        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory."""
+        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory where attention is."""
         device = self.gaussians.table.device
         T_camera_map = torch.from_numpy(inverse_pose(T_map_camera)).float().to(device)
         candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera))
         projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
         visible_means = candidates["means"].detach()[projection.visible]
-        queries = self.queries.table.gather(self.queries.in_view(T_camera_map, camera, visible_means))
-        return MapView(candidates, queries, projection, self.head)
+        in_view = self.queries.in_view(T_camera_map, camera, visible_means)
+        rows = torch.arange(len(self.queries), device=device) if self.labels.attention == "global" else in_view
+        queries = self.queries.table.gather(rows)
+        table = self.gaussians.table
+        return MapView(candidates, queries, torch.isin(rows, in_view), projection, self.head, self.labels, table)
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
