@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from panoptic_mapper.datasets.lighting import Light
 from panoptic_mapper.datasets.primitives import Material, Primitive, cast_rays, surface_normals
 from panoptic_mapper.datasets.synthetic import LABEL_SPACE, SyntheticConfig, SyntheticRoom
 from panoptic_mapper.frame import PinholeCamera
@@ -178,3 +179,36 @@ def test_stamps_follow_the_rate():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match=r"num_frames.*>= 1"):
         SyntheticConfig(num_frames=0)
+
+
+def test_lighting_changes_colours_from_frame_to_frame_and_nothing_else(room):
+    lit, again = make(lighting_variance=1.0), make(lighting_variance=1.0)
+    frames = [lit[i] for i in range(len(lit))]
+    np.testing.assert_array_equal(again[7].color, frames[7].color)  # without the frames before it
+    np.testing.assert_array_equal(frames[7].depth, room[7].depth)
+    np.testing.assert_array_equal(frames[7].labels.instance, room[7].labels.instance)
+    brightness = np.array([f.color.mean() / room[i].color.mean() for i, f in enumerate(frames)])
+    assert brightness.std() > 0.2
+    weak = make(lighting_variance=0.1)
+    assert np.std([weak[i].color.mean() / room[i].color.mean() for i in range(12)]) < 0.4 * brightness.std()
+
+
+def test_light_by_hand():
+    """A wall 4 m before a lamp of strength 3, at 60 degrees: 0.5 * 0.8 of the fixed light and 3 * 0.5 / (1 + 2^2)."""
+    light = Light(ambient=0.5, lamp=3.0, lamp_position=np.array([0, 0, 4.0]), gains=np.array([1, 0.5, 2]))
+    normal = np.array([[np.sin(np.pi / 3), 0, np.cos(np.pi / 3)]])
+    on_wall = light.on(np.zeros((1, 3)), np.concatenate([normal, -normal]), np.full((2, 1), 0.8))
+    np.testing.assert_allclose(on_wall, np.array([[0.7], [0.4]]) * [1, 0.5, 2])
+
+
+def test_bare_walls_have_no_texture_and_things_keep_theirs(room):
+    bare = make(bare_walls=True, color_noise=0)
+    frame, textured = bare[0], make(color_noise=0)[0]
+    thing = frame.labels.instance > 0
+    np.testing.assert_array_equal(frame.color[thing], textured.color[thing])
+    # The strongest change of a floor of planks from one pixel to the next is a seam.
+    floor = frame.labels.semantic == LABEL_SPACE.index_of("floor")
+    inside = floor[:, 1:] & floor[:, :-1]
+    assert inside.sum() > 50
+    steps = [np.abs(np.diff(f.color[..., 0].astype(int), axis=1))[inside] for f in (frame, textured)]
+    assert np.mean(steps[0]) < 0.5 * np.mean(steps[1])

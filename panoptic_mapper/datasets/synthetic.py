@@ -5,7 +5,7 @@ The world's z axis points up and the floor is z = 0. The same configuration give
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.datasets.camera_path import closed_walk
 from panoptic_mapper.datasets.floor_plan import Piece, build_shell, furnish, plan_rooms
+from panoptic_mapper.datasets.lighting import light_of_frame
 from panoptic_mapper.datasets.primitives import Primitive, cast_rays
 from panoptic_mapper.datasets.textures import Shader
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
@@ -54,6 +55,8 @@ class SyntheticConfig(Config):
     fps: float = param(30.0, "Frames per second that the stamps are made from", gt=0)
     fov_deg: float = param(72.0, "Horizontal field of view, degrees", gt=1, le=170)
     num_rooms: int = param(1, "1: a studio; more: rooms along a corridor, joined by doorways", ge=1, le=32)
+    lighting_variance: float = param(0.0, "Light and exposure that change from frame to frame; 1 is strong", ge=0)
+    bare_walls: bool = param(False, "Walls, floor and ceiling have one colour each and no texture")
     color_noise: float = param(1.5, "Standard deviation of the colour noise, 0..255", ge=0)
     depth_noise: float = param(0.0, "Standard deviation of the depth noise at 1 m, m; grows with depth squared", ge=0)
     depth_dropout: float = param(0.0, "Share of the pixels without depth, in patches", ge=0, le=1)
@@ -108,7 +111,11 @@ class SyntheticRoom:
         rng = np.random.default_rng([self.config.seed, 1, index])
         T = self.true_poses[index]
         hits = cast_rays(self._primitives, T, self.camera)
-        color = 255 * self._shader.shade(hits, T, self.camera)
+        light = None
+        if self.config.lighting_variance:
+            strength, seed = self.config.lighting_variance, self.config.seed
+            light = light_of_frame(index, len(self), T[:3, 3], strength, seed)
+        color = 255 * self._shader.shade(hits, T, self.camera, light)
         if self.config.color_noise:
             color += self.config.color_noise * rng.standard_normal(color.shape, dtype=np.float32)
         color_u8 = np.clip(np.rint(color), 0, 255).astype(np.uint8)
@@ -126,6 +133,7 @@ class SyntheticRoom:
         class_index = LABEL_SPACE.index_of(piece.class_name)
         is_thing = bool(LABEL_SPACE.is_thing[class_index])
         instance = len(self._objects) + 1 if is_thing else 0
+        is_bare = self.config.bare_walls and not is_thing
         R = Rotation.from_euler("z", piece.yaw).as_matrix()
         origin = np.array([piece.x, piece.y, piece.z])
         solids = [
@@ -134,7 +142,7 @@ class SyntheticRoom:
                 origin + R @ np.array(part.center),
                 np.array(part.size) / 2,
                 R @ part.rotation,
-                part.material,
+                replace(part.material, texture="plain", color2=part.material.color) if is_bare else part.material,
                 class_index,
                 instance,
             )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
+from panoptic_mapper.datasets.lighting import Light
 from panoptic_mapper.datasets.primitives import Hits, Primitive, surface_normals
 from panoptic_mapper.frame import PinholeCamera
 
@@ -21,7 +22,7 @@ Noise = Callable[[np.ndarray], np.ndarray]  # points [M, 3] in cells to [M] abou
 class Shader:
     """Colours the hits of a fixed list of solids: texture times light times ambient occlusion.
 
-    Light does not depend on the view, so a point has one colour in all frames.
+    The fixed light does not depend on the view: under it alone a point has one colour in all frames.
     """
 
     def __init__(self, primitives: list[Primitive], seed: int) -> None:
@@ -38,8 +39,10 @@ class Shader:
         self._halves = np.stack([p.half for p in primitives]).astype(np.float32)
         self._occlusion, self._occlusion_origin = _occlusion_volume(primitives)
 
-    def shade(self, hits: Hits, T_world_camera: np.ndarray, camera: PinholeCamera) -> np.ndarray:
-        """Colours [H, W, 3] float32 0..1; black where nothing was hit."""
+    def shade(
+        self, hits: Hits, T_world_camera: np.ndarray, camera: PinholeCamera, light: Light | None = None
+    ) -> np.ndarray:
+        """Colours [H, W, 3] float32 0..1; black where nothing was hit. `light` changes the fixed light, if given."""
         rows, cols = np.nonzero(hits.primitive >= 0)
         index = hits.primitive[rows, cols]
         z = hits.depth[rows, cols]
@@ -49,7 +52,10 @@ class Shader:
         local = np.einsum("mi,mij->mj", points - self._centers[index], R)
         normals_local = surface_normals(self._primitives, local, index)
         normals = np.einsum("mij,mj->mi", R, normals_local)
-        color = self._albedo(local, normals_local, index) * self._light(points, normals)[:, None]
+        lightness = self._light(points, normals)[:, None]
+        if light is not None:
+            lightness = light.on(points, normals, lightness)
+        color = self._albedo(local, normals_local, index) * lightness
         image = np.zeros((*hits.depth.shape, 3), np.float32)
         image[rows, cols] = np.clip(color, 0, 1)
         return image
