@@ -26,6 +26,7 @@ class LossWeights(Config):
     semantic: float = param(0.5, "cross entropy of the blended semantic labels", ge=0)
     panoptic: float = param(0.5, "cross entropy of the blended panoptic distribution", ge=0)
     dice: float = param(0.3, "dice of the matched masks", ge=0)
+    warp: float = param(0.5, "cross entropy of the blended labels with those of neighbouring keyframes", ge=0)
     repulsion: float = param(0.01, "overlap of queries' embeddings of neighbouring objects", ge=0)
 
 

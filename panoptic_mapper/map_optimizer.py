@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
+from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
+from panoptic_mapper.label_warping import PixelGrid, one_hot_labels, warped_cross_entropy
 from panoptic_mapper.losses import (
     LossWeights,
     color_loss,
@@ -20,6 +23,7 @@ from panoptic_mapper.losses import (
     query_repulsion,
 )
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.rasterizers.base import Rendering
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class OptimizerConfig(Config):
 
     steps_per_keyframe: int = param(20, "optimisation steps after each keyframe", ge=0)
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
+    warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
+    warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
 
@@ -40,16 +46,20 @@ class MapOptimizer:
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
         self._steps = 0
 
-    def step(self, keyframe: Keyframe) -> None:
-        """One Adam step on all losses of a keyframe."""
+    def step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe] = ()) -> None:
+        """One Adam step on all losses of a keyframe, with what its neighbours say about the labels of its pixels."""
         view = self.map.view(keyframe.camera, keyframe.T_map_camera)
         if len(view.visible_ids) == 0:
             return
-        terms = self._geometry_terms(keyframe, view)
+        rendering = view.render()
+        terms = self._geometry_terms(keyframe, view, rendering)
         labels = None
         if keyframe.has_labels and self._steps % self.config.label_every == 0:
             labels = view.blend_labels()
             terms |= self._label_terms(keyframe, view, labels)
+            warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
+            if warped:
+                terms["warp"] = torch.stack(warped).mean()
         torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
         self.map.gaussians.table.update(view.gaussians, view.seen())
         if labels is not None:
@@ -60,8 +70,7 @@ class MapOptimizer:
         self.losses |= {name: value.detach() for name, value in terms.items()}
         self._steps += 1
 
-    def _geometry_terms(self, keyframe: Keyframe, view: MapView) -> dict[str, Tensor]:
-        rendering = view.render()
+    def _geometry_terms(self, keyframe: Keyframe, view: MapView, rendering: Rendering) -> dict[str, Tensor]:
         observed = keyframe.color.float() / 255
         counted = unobstructed(keyframe.depth, self.density).float()
         measured = usable_depth(keyframe.depth, self.density).float()
@@ -88,6 +97,32 @@ class MapOptimizer:
                 self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
             )
         return terms
+
+    def _warp_term(
+        self, keyframe: Keyframe, view: MapView, rendering: Rendering, labels: LabelRendering, neighbour: Keyframe
+    ) -> Tensor:
+        """What a neighbour's 2D labels say about the pixels of a keyframe; on a grid that moves from step to step."""
+        stride = self.config.warp_stride_px
+        grid = PixelGrid(stride, self._steps % stride, self._steps // stride % stride)
+        depth = torch.where(rendering.alpha.detach() > 0.5, rendering.depth.detach(), 0)
+        num_panoptic, columns = labels.panoptic.shape[-1], labels.columns
+        targets = grid.of(self._panoptic_targets(neighbour, view))
+        classes = grid.of(columns.semantic_of_classes()[neighbour.semantic.long()])
+        confidence = grid.of(neighbour.confidence)
+        observed = [
+            one_hot_labels(targets, confidence, num_panoptic),
+            one_hot_labels(classes, confidence, labels.semantic.shape[-1]),
+        ]
+        T = inverse_pose(neighbour.T_map_camera) @ keyframe.T_map_camera
+        return warped_cross_entropy(
+            torch.cat([grid.of(labels.panoptic), grid.of(labels.semantic)], dim=-1),
+            grid.of(depth),
+            grid.intrinsics(keyframe.camera).to(depth),
+            torch.cat(observed, dim=-1),
+            grid.of(neighbour.depth),
+            grid.intrinsics(neighbour.camera).to(depth),
+            torch.from_numpy(T).to(depth),
+        )
 
     def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
         """Panoptic column [H, W] of each pixel: its stuff class or the query its mask was matched to; -1 = none."""

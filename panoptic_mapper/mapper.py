@@ -144,7 +144,9 @@ class PanopticMapper:
     def refine(self, num_steps: int) -> None:
         """Optimises the map over its keyframes; does nothing while there are none."""
         for step in range(num_steps if len(self.keyframes) else 0):
-            self.optimizer.step(self.keyframes.sample(step))
+            keyframe = self.keyframes.sample(step)
+            neighbours = self.keyframes.neighbours(keyframe, self.config.optimizer.warp_views)
+            self.optimizer.step(keyframe, neighbours)
 
     @torch.no_grad()
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
