@@ -31,7 +31,9 @@ DatasetSpec = Annotated[
     str, typer.Argument(help="ScanNet-style folder, rosbag, or synthetic[:seed=0,num_frames=60,...].")
 ]
 VersionFlag = Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)]
-METRICS = ("pq", "sq", "rq", "miou", "mcov", "pq_frame", "id_switches", "psnr", "ssim", "depth_l1_m")
+LABEL_METRICS = ("pq", "sq", "rq", "pq_0.3", "pq_frame", "prq", "miou", "macc", "mcov", "mw_cov", "id_switches")
+OTHER_RULES = ("pq_pr_0.1", "pq_pr_0.3")  # printed apart: they stand beside published numbers, never beside pq
+IMAGE_METRICS = ("psnr", "ssim", "depth_l1_m", "depth_coverage", "floaters", "floater_share")
 
 
 def main() -> None:
@@ -116,10 +118,10 @@ def evaluate_map(
     result: dict[str, Any] = {"map": str(map), "sequence": sequence.name}
     for name, indices in splits.items():
         if indices:
-            frames = evaluation_frames(sequence, [used[i] for i in indices], mapper)
-            metrics = evaluate(mapper, frames, sequence.label_space)
+            evaluated = [used[i] for i in indices]
+            metrics = evaluate(mapper, evaluation_frames(sequence, evaluated, mapper), sequence.label_space)
             result["protocol"] = metrics.pop("protocol")
-            result[name] = metrics
+            result[name] = metrics | {"frame_indices": evaluated}
     print(json.dumps(result)) if as_json else print_report(result)
 
 
@@ -320,15 +322,27 @@ def print_checks(checks: Any) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The counts of a run, and its metrics by split with their protocol."""
+    """The counts of a run, and its metrics by split, each with its protocol, on which frames of which sequence."""
+    from panoptic_mapper.evaluation import describe_indices
+
     counts = [f"{k} {report[k]:,.6g}" for k in ("frames", "keyframes", "gaussians", "fps", "wall_s") if k in report]
     console.print(", ".join(counts), highlight=False)
     splits = [name for name in ("train", "test") if name in report]
-    table = Table("metric", *splits, title="metrics (train: mapped frames, test: held-out frames)")
-    for metric in METRICS:
-        if any(metric in report[name] for name in splits):
-            values = [report[name].get(metric) for name in splits]
-            table.add_row(metric, *("-" if v is None else f"{v:.4g}" for v in values))
+    protocol = report.get("protocol", {})
+    table = Table("metric", *splits, "protocol", title="metrics (train: mapped frames, test: held-out frames)")
+    for group in (LABEL_METRICS, OTHER_RULES, IMAGE_METRICS):
+        for metric in group:
+            if any(metric in report[name] for name in splits):
+                values = [report[name].get(metric) for name in splits]
+                table.add_row(
+                    metric, *("-" if v is None else f"{v:.4g}" for v in values), str(protocol.get(metric, ""))
+                )
+        table.add_section()
     console.print(table)
-    for key, words in report.get("protocol", {}).items():
-        console.print(f"[dim]{key}: {words}[/]", highlight=False)
+    for name in splits:
+        indices = report[name].get("frame_indices", [])
+        words = f"{name}: {len(indices)} frames of {report.get('sequence', '?')}: {describe_indices(indices)}"
+        console.print(f"[dim]{escape(words)}[/]", highlight=False)
+    for key, words in protocol.items():
+        if key not in (*LABEL_METRICS, *OTHER_RULES, *IMAGE_METRICS):
+            console.print(f"[dim]{key}: {escape(str(words))}[/]", highlight=False)

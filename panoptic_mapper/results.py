@@ -102,7 +102,7 @@ def make_report(
         if indices:
             metrics = evaluate(mapper, evaluation_frames(dataset, indices, mapper), dataset.label_space)
             report["protocol"] = metrics.pop("protocol")
-            report[name] = metrics
+            report[name] = metrics | {"frame_indices": list(indices)}
     return report
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from metric_oracles import is_one_of, majority, panoptic, qualities
 from torchmetrics.detection import PanopticQuality
 
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
@@ -21,7 +22,6 @@ SPACE = LabelSpace.from_classes(
     ]
 )
 WALL, FLOOR, CHAIR, TABLE = 1, 2, 3, 4
-VOID = (0, 0)
 
 
 def strip(*segments: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,19 +51,67 @@ def test_perfect_prediction_under_other_ids_is_100() -> None:
 def test_object_split_in_three() -> None:
     """60 of 100 pixels keep the match (IoU 0.6); the other two parts are spurious: PQ = 0.6 / (1 + 2/2)."""
     result = measure((strip((CHAIR, 1, 60), (CHAIR, 2, 25), (CHAIR, 3, 15)), strip((CHAIR, 9, 100))))
-    assert result["pq"] == pytest.approx(100 * 0.6 / 2)
+    assert result["pq"] == result["pq_0.3"] == pytest.approx(100 * 0.6 / 2)
     assert result["sq"] == pytest.approx(60)
     assert result["rq"] == pytest.approx(50)
     assert result["mcov"] == pytest.approx(60)
     assert (result["tp"], result["fp"], result["fn"]) == (1, 2, 0)
+    # PanopticRecon++'s rule: all three parts are matches at 0.1; at 0.3 only the first is
+    assert result["pq_pr_0.1"] == pytest.approx(100 * (0.6 + 0.25 + 0.15) / 3)
+    assert result["rq_pr_0.1"] == 100.0
+    assert result["pq_pr_0.3"] == pytest.approx(100 * 0.6 / 2)
+
+
+def test_object_split_in_three_equal_parts() -> None:
+    """At 0.5 nothing matches; at 0.3 one part does, and two are spurious; many to many, three do."""
+    result = measure((strip((CHAIR, 1, 34), (CHAIR, 2, 33), (CHAIR, 3, 33)), strip((CHAIR, 9, 100))))
+    assert result["pq"] == 0.0
+    assert result["pq_0.3"] == pytest.approx(100 * 0.34 / (1 + 2 / 2))
+    assert result["pq_pr_0.3"] == result["pq_pr_0.1"] == pytest.approx(100 / 3)
 
 
 def test_two_objects_merged() -> None:
-    """The union of 70 + 30 pixels matches the larger (IoU 0.7), the smaller is missed: PQ = 0.7 / (1 + 1/2)."""
-    result = measure((strip((CHAIR, 1, 100)), strip((CHAIR, 1, 70), (CHAIR, 2, 30))))
-    assert result["pq"] == pytest.approx(100 * 0.7 / 1.5)
-    assert result["mcov"] == pytest.approx(100 * (0.7 + 0.3) / 2)
-    assert result["mw_cov"] == pytest.approx(100 * (0.7 * 70 + 0.3 * 30) / 100)
+    """The union of 60 + 40 pixels matches the larger (IoU 0.6), the smaller is missed: PQ = 0.6 / (1 + 1/2)."""
+    result = measure((strip((CHAIR, 1, 100)), strip((CHAIR, 1, 60), (CHAIR, 2, 40))))
+    assert result["pq"] == result["pq_0.3"] == pytest.approx(100 * 0.6 / 1.5)
+    assert result["mcov"] == pytest.approx(100 * (0.6 + 0.4) / 2)
+    assert result["mw_cov"] == pytest.approx(100 * (0.6 * 60 + 0.4 * 40) / 100)
+    # both true objects are matched by the one prediction: no error is left, PQ = (0.6 + 0.4) / 2
+    assert result["pq_pr_0.3"] == result["pq_pr_0.1"] == pytest.approx(50)
+    assert result["rq_pr_0.3"] == 100.0
+
+
+def test_two_equal_objects_merged_are_both_lost() -> None:
+    result = measure((strip((CHAIR, 1, 100)), strip((CHAIR, 1, 50), (CHAIR, 2, 50))))
+    assert (result["pq"], result["tp"], result["fp"], result["fn"]) == (0.0, 0, 1, 2)
+    assert result["pq_0.3"] == pytest.approx(100 * 0.5 / 1.5)
+    assert result["pq_pr_0.3"] == pytest.approx(50)
+
+
+def test_below_one_half_the_best_assignment_is_taken_not_the_first_or_largest() -> None:
+    """The pair with the largest IoU, true 1 and predicted 1 (55/130), would leave both others without a partner."""
+    predicted = strip((CHAIR, 1, 55), (CHAIR, 2, 40), (WALL, 0, 5), (CHAIR, 1, 30))
+    result = measure((predicted, strip((CHAIR, 1, 100), (CHAIR, 2, 30))))
+    assert result["pq_things"] == 0.0
+    assert result["pq_0.3"] == pytest.approx(100 * (40 / 100 + 30 / 85) / 2)
+
+
+def test_the_rule_of_panopticrecon_gives_an_id_the_class_of_most_of_its_pixels() -> None:
+    true = strip((CHAIR, 1, 60), (WALL, 0, 40))
+    predicted = strip((CHAIR, 5, 35), (TABLE, 5, 25), (WALL, 0, 40))
+    result = measure((predicted, true))
+    assert result["per_class"]["chair"]["pq"] == pytest.approx(100 * (35 / 60))
+    assert result["pq_pr_0.1"] == 100.0
+    mostly_unlabeled = measure((strip((CHAIR, 5, 20), (0, 5, 40), (WALL, 0, 40)), true))
+    assert mostly_unlabeled["pq_pr_0.1"] == pytest.approx(50)  # no segment is left of it: the chair is missed
+
+
+def test_the_rule_of_panopticrecon_has_no_least_size() -> None:
+    """Small segments are void in the headline, and count there."""
+    true = strip((WALL, 0, 96), (CHAIR, 1, 4))
+    result = measure((strip((WALL, 0, 100)), true), min_pixels=10)
+    assert result["pq"] == 100.0
+    assert result["pq_pr_0.1"] == pytest.approx(96 / 2)
 
 
 def test_an_id_must_hold_through_the_sequence() -> None:
@@ -165,55 +213,43 @@ def test_wrong_arrays_are_named(name: str, value: np.ndarray) -> None:
 # --- oracles ---------------------------------------------------------------------------------------------------------
 
 
-def brute_force(predicted: list, true: list, min_pixels: int) -> float | None:
-    """PQ^scene by comparing masks of the stacked volume one by one."""
-    is_thing = {c: bool(SPACE.is_thing[c]) for c in range(len(SPACE))}
-    p, t = ([tuple(map(int, x)) for x in volume] for volume in (predicted, true))
-    p = [VOID if is_thing[c] and i == 0 else (c, i if is_thing[c] else 0) for c, i in p]
-    t = [VOID if is_thing[c] and i == 0 else (c, i if is_thing[c] else 0) for c, i in t]
-    t = [s if s[0] and t.count(s) >= min_pixels else VOID for s in t]
-    masks_t = {s: {k for k, x in enumerate(t) if x == s} for s in set(t)}
-    masks_p = {s: {k for k, x in enumerate(p) if x == s} for s in set(p)}
-    void = masks_t.pop(VOID, set())
-    masks_p = {s: m for s, m in masks_p.items() if s[0] != 0}
-    pqs = []
-    for c in {s[0] for s in masks_t}:
-        ious, used = [], set()
-        for s_t in (s for s in masks_t if s[0] == c):
-            for s_p in (s for s in masks_p if s[0] == c):
-                iou = len(masks_t[s_t] & masks_p[s_p]) / len(masks_t[s_t] | (masks_p[s_p] - void))
-                if iou > 0.5:
-                    ious.append(iou)
-                    used.add(s_p)
-        false_negatives = sum(s[0] == c for s in masks_t) - len(ious)
-        rest = [m for s, m in masks_p.items() if s[0] == c and s not in used]
-        false_positives = sum(len(m) >= min_pixels and len(m & void) <= 0.5 * len(m) for m in rest)
-        pqs.append(sum(ious) / (len(ious) + 0.5 * false_positives + 0.5 * false_negatives))
-    return 100 * float(np.mean(pqs)) if pqs else None
-
-
 @st.composite
 def volumes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Random predictions that agree with the truth in most places: [frames, pixels] each."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 40)))
-    segments = np.array([(0, 0), (1, 0), (2, 3), (3, 1), (3, 2), (4, 3), (4, 0), (3, 4)])
+    segments = np.array([(0, 0), (1, 0), (2, 3), (3, 1), (3, 2), (4, 3), (4, 0), (3, 4), (0, 2)])
     true = segments[rng.integers(len(segments), size=shape)]
     noise = segments[rng.integers(len(segments), size=shape)]
     predicted = np.where(rng.random((*shape, 1)) < draw(st.sampled_from([0.0, 0.2, 0.6])), noise, true)
     return predicted[..., 0], predicted[..., 1], true[..., 0], true[..., 1]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(volumes(), st.integers(1, 6))
-def test_scene_quality_equals_the_brute_force(volume: tuple, min_pixels: int) -> None:
+def stacked(volume: tuple, min_pixels: int) -> tuple[dict, list, list]:
+    """Metrics of the volume's frames, and its predicted and true labels in one row."""
     metrics = PanopticMetrics(SPACE, min_pixels)
     for frame in zip(*volume, strict=True):
         metrics.update(*(image[None] for image in frame))
-    ps, pi, gs, gi = (v.ravel() for v in volume)
-    expected = brute_force(list(zip(ps, pi, strict=True)), list(zip(gs, gi, strict=True)), min_pixels)
-    result = metrics.compute()["pq"]
-    assert result == (None if expected is None else pytest.approx(expected))
+    ps, pi, gs, gi = (v.ravel().tolist() for v in volume)
+    return metrics.compute(), list(zip(ps, pi, strict=True)), list(zip(gs, gi, strict=True))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(volumes(), st.integers(1, 6))
+def test_scene_quality_equals_the_brute_force(volume: tuple, min_pixels: int) -> None:
+    result, predicted, true = stacked(volume, min_pixels)
+    segments = panoptic(predicted, SPACE), panoptic(true, SPACE)
+    assert is_one_of(result["pq"], qualities(*segments, 0.5, min_pixels))
+    assert is_one_of(result["pq_0.3"], qualities(*segments, 0.3, min_pixels))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(volumes(), st.integers(1, 6))
+def test_the_rule_of_panopticrecon_equals_the_brute_force(volume: tuple, min_pixels: int) -> None:
+    result, predicted, true = stacked(volume, min_pixels)
+    for threshold in (0.1, 0.3):
+        expected = qualities(majority(predicted, SPACE), majority(true, SPACE), threshold, one_to_one=False)
+        assert is_one_of(result[f"pq_pr_{threshold}"], expected)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
