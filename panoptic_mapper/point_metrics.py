@@ -70,7 +70,7 @@ class SurfaceSampler:
         if self._origin is None:
             self._origin = frame.T_map_camera[:3, 3].copy()
         codes, first = np.unique(self._voxel_codes(points - self._origin), return_index=True)
-        is_new = ~np.isin(codes, self._codes)
+        is_new = ~np.isin(codes, self._codes, assume_unique=True)
         chosen = first[is_new]
         labels = frame.labels
         self._codes = np.concatenate([self._codes, codes[is_new]])
@@ -107,19 +107,22 @@ def nearest_labels(
     return np.where(found, source.semantic[index], 0), np.where(found, source.instance[index], 0), found
 
 
-def point_quality(truth: LabeledPoints, source: LabeledPoints, label_space: LabelSpace) -> dict[str, Any]:
+def point_quality(
+    truth: LabeledPoints, source: LabeledPoints, label_space: LabelSpace, max_distance_m: float = MAX_DISTANCE_M
+) -> dict[str, Any]:
     """PRQ of a map at the points of the ground truth, ready for JSON.
 
     Args:
         truth: points of the true surface, about evenly spread: each counts the same.
         source: the map's labelled points, classes of the same label space.
+        max_distance_m: how far from a true point the map's may be to label it.
 
     Returns:
         `prq`, `rsq`, `rrq`, `prq_things`, `prq_stuff` in percent (None = nothing to measure), `prq_points` (number of
         true points with a label), `prq_reached` (percent of these near which the map has a Gaussian), `protocol`.
     """
     is_thing = label_space.is_thing
-    semantic, instance, found = nearest_labels(truth.points, source)
+    semantic, instance, found = nearest_labels(truth.points, source, max_distance_m)
     pairs = count_pairs(label_keys(truth.semantic, truth.instance), label_keys(semantic, instance))
     rule = MatchingRule(PRQ_IOU_THRESHOLD, one_to_one=True, min_size=MIN_POINTS)
     quality = PanopticQuality.of(match_segments(panoptic_segments(pairs, is_thing), rule), len(label_space))
@@ -134,7 +137,7 @@ def point_quality(truth: LabeledPoints, source: LabeledPoints, label_space: Labe
         "prq_reached": mean_percent(found[labeled]),
         "protocol": {
             "prq": f"3D points, same class, IoU > {PRQ_IOU_THRESHOLD}, one to one with the largest sum of IoU",
-            "prq_rule": f"labels of the nearest Gaussian within {MAX_DISTANCE_M} m of true surface points, by default"
+            "prq_rule": f"labels of the nearest Gaussian within {max_distance_m} m of true surface points, by default"
             f" one per {VOXEL_SIZE_M} m voxel; true segments below {MIN_POINTS} points are void",
         },
     }
