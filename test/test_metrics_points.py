@@ -124,9 +124,9 @@ def test_one_measured_point_is_taken_from_each_voxel() -> None:
 def test_voxels_stay_in_place_while_the_camera_moves() -> None:
     sampler = SurfaceSampler(voxel_size_m=0.5)
     sampler.update(wall_frame(2.0))
-    assert len(sampler.compute().points) == 5 * 4  # x from -0.98 to 1.03 m, y from -0.73 to 0.78 m
+    assert len(sampler.compute().points) == 4 * 4  # x from -0.98 to 0.98 m, y from -0.73 to 0.73 m
     pose = np.eye(4)
-    pose[0, 3] = 0.6  # x up to 1.63 m: one more column
+    pose[0, 3] = 0.6  # x up to 1.58 m: two more columns
     sampler.update(wall_frame(2.0, pose))
     points = sampler.compute().points
     assert len(points) == 6 * 4

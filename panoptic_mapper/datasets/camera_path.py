@@ -13,9 +13,15 @@ SAMPLE_M = 0.02  # spacing of the dense path
 SMOOTHING_M = 0.25  # corners are rounded over about this length
 
 
-def closed_walk(rooms: list[Room], num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Poses T_world_camera [num_frames, 4, 4] float64, evenly spaced along a loop that ends where it began."""
-    stations, targets = _studio_loop(rooms[0]) if len(rooms) == 1 else _corridor_tour(rooms)
+def closed_walk(rooms: list[Room], num_frames: int, rng: np.random.Generator, revisits: bool = False) -> np.ndarray:
+    """Poses T_world_camera [num_frames, 4, 4] float64, evenly spaced along a loop that ends where it began.
+
+    With `revisits`, it goes through the first room once more before it ends.
+    """
+    if len(rooms) == 1:
+        stations, targets = (np.tile(points, (1 + revisits, 1)) for points in _studio_loop(rooms[0]))
+    else:
+        stations, targets = _corridor_tour(rooms, revisits)
     position, target = _smooth_loop(stations, targets, num_frames)
     phase = 2 * np.pi * np.arange(num_frames) / num_frames
 
@@ -40,8 +46,8 @@ def _studio_loop(room: Room) -> tuple[np.ndarray, np.ndarray]:
     return stations, np.stack([0.75 * w * np.cos(across), 0.8 * d * np.sin(across), height], 1)
 
 
-def _corridor_tour(rooms: list[Room]) -> tuple[np.ndarray, np.ndarray]:
-    """Into every room in turn, around it and out again, then back along the corridor."""
+def _corridor_tour(rooms: list[Room], revisits: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Into every room in turn, around it and out again, then back along the corridor, and into the first if wanted."""
     stations: list[tuple[float, float, float]] = []
     targets: list[tuple[float, float, float]] = []
 
@@ -49,7 +55,7 @@ def _corridor_tour(rooms: list[Room]) -> tuple[np.ndarray, np.ndarray]:
         stations.append((x, y, EYE_HEIGHT_M))
         targets.append((tx, ty, tz))
 
-    for room in rooms:
+    def tour(room: Room) -> None:
         _, d = room.size
         inside = [(0, -d / 2 + 0.5), (-0.9, -0.9), (-1.1, 0.3), (0.0, -0.5), (1.1, 0.3), (0.9, -0.9), (0, -d / 2 + 0.5)]
         gaze = [(0.3, 1.5), (0.9, 2.2), (2.4, 0.5), (0.0, 2.3), (-2.4, 0.3), (-1.6, -1.6), (0.6, -d / 2 - 1.0)]
@@ -57,10 +63,15 @@ def _corridor_tour(rooms: list[Room]) -> tuple[np.ndarray, np.ndarray]:
         for at, look in zip(inside, gaze, strict=True):
             go(*room.to_world(np.array(at)), *room.to_world(np.array(look)))
         go(room.x, 0.0, room.x + 1.0, -room.y)
+
+    for room in rooms:
+        tour(room)
     last = max(room.x for room in rooms)
     side = CORRIDOR_WIDTH_M / 4
     go(last, -side, last - 2.5, 0.0, 1.2)
     go(rooms[0].x, side, rooms[0].x - 2.5, 0.0, 1.2)
+    if revisits:
+        tour(rooms[0])
     return np.array(stations), np.array(targets)
 
 

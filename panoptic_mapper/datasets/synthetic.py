@@ -55,6 +55,7 @@ class SyntheticConfig(Config):
     fps: float = param(30.0, "Frames per second that the stamps are made from", gt=0)
     fov_deg: float = param(72.0, "Horizontal field of view, degrees", gt=1, le=170)
     num_rooms: int = param(1, "1: a studio; more: rooms along a corridor, joined by doorways", ge=1, le=32)
+    revisits: bool = param(False, "Whether the walk goes through the first room once more before it ends")
     lighting_variance: float = param(0.0, "Light and exposure that change from frame to frame; 1 is strong", ge=0)
     bare_walls: bool = param(False, "Walls, floor and ceiling have one colour each and no texture")
     color_noise: float = param(1.5, "Standard deviation of the colour noise, 0..255", ge=0)
@@ -96,7 +97,9 @@ class SyntheticRoom:
         self._shader = Shader(self._primitives, config.seed)
         self._class_of = np.array([p.class_index for p in self._primitives], np.int32)
         self._instance_of = np.array([p.instance for p in self._primitives], np.int32)
-        self.true_poses = closed_walk(rooms, config.num_frames, rng)  # [F, 4, 4] T_map_camera without noise
+        self.true_poses = closed_walk(
+            rooms, config.num_frames, rng, config.revisits
+        )  # [F, 4, 4] T_map_camera without noise
         focal = config.width / 2 / np.tan(np.radians(config.fov_deg) / 2)
         center = ((config.width - 1) / 2, (config.height - 1) / 2)
         self.camera = PinholeCamera(focal, focal, *center, config.width, config.height)
