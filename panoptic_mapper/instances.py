@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
 from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
 from panoptic_mapper.parameter_table import ParameterTable, Rows
+
+logger = logging.getLogger(__name__)
 
 MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
 CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
@@ -35,6 +38,7 @@ class InstanceConfig(Config):
     min_mask_px: int = param(30, "masks with fewer pixels with depth open no query", ge=1)
     merge_evidence: float = param(2.0, "votes for one object (minus twice those for two) that merge queries", gt=0)
     min_gaussians: int = param(8, "a query that holds fewer Gaussians is not yet an object", ge=1)
+    max_queries: int = param(0, "while so many queries live no new ones are opened, 0 = no bound", ge=0)
     retire_after: int = param(3, "a query is retired when it was contradicted so much more often than observed", ge=1)
     max_contradictions: int = param(15, "a query is retired at the latest after so many contradictions in a row", ge=1)
 
@@ -58,6 +62,7 @@ class InstanceQueries:
         self.counts = torch.zeros(0, len(COUNTS), dtype=torch.int64)  # [Q, ...] see COUNTS
         self.votes = torch.zeros(0, 0)  # [Q, Q] symmetric evidence that two queries are one object (+) or two (-)
         self.next_id = 1
+        self._was_full = False
         self.merged_into: dict[int, int] = {}  # id that is gone -> id that took its place; 0 = retired
 
     def __len__(self) -> int:
@@ -116,6 +121,15 @@ class InstanceQueries:
     def whitenings(self, rows: Tensor) -> Tensor:
         """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
         return whitening_matrices(self.table["quats"][rows], self.table["log_scales"][rows])
+
+    def is_full(self) -> bool:
+        """Whether no query may be opened now; the first time it is, the log says so."""
+        if not 0 < self.config.max_queries <= len(self):
+            return False
+        if not self._was_full:
+            logger.warning("max_queries=%d is reached: no further objects are opened", self.config.max_queries)
+        self._was_full = True
+        return True
 
     def add(self, points: Tensor, class_index: int, weight: float, stamp_ns: int) -> int:
         """Opens a query at the robust centre and covariance of points [n, 3] (m, map frame); returns its new id."""

@@ -65,7 +65,7 @@ def open_queries(
         row = _object_at(inside, class_index, keyframe, view.queries.ids.cpu(), map.queries, config)
         if row >= 0:
             observe_mask(keyframe, mask, row, map.queries)
-        else:
+        elif not map.queries.is_full():
             score, stamp_ns = keyframe.mask_scores[mask], keyframe.stamp_ns
             keyframe.mask_ids[mask] = map.queries.add(inside, class_index, score, stamp_ns)
             new_ids.append(keyframe.mask_ids[mask])
