@@ -130,7 +130,7 @@ def test_broken_images_are_named_when_read(tmp_path, file):
 def test_depth_of_eight_bits_is_refused(tmp_path):
     write_folder(tmp_path)
     cv2.imwrite(str(tmp_path / "depth" / "0.png"), np.zeros((6, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"depth/0.png: expected one channel of uint16 mm, got uint8"):
+    with pytest.raises(ValueError, match=r"depth/0.png: expected one channel of uint16 depth, got uint8"):
         ScanNetFolder(tmp_path)[0]
 
 

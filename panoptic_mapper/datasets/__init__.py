@@ -29,6 +29,10 @@ def open_dataset(spec: str | Path) -> Dataset:
         from panoptic_mapper.datasets.rosbag import RosbagDataset
 
         return RosbagDataset(path)
+    if path.suffix == ".sens" or any(path.glob("*.sens")):
+        from panoptic_mapper.datasets.scannet_scene import ScanNetScene
+
+        return ScanNetScene(path)
     if (path / "color").is_dir():
         from panoptic_mapper.datasets.scannet_folder import ScanNetFolder
 

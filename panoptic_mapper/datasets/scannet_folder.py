@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from panoptic_mapper.datasets.image_files import (
+    numbered_files,
+    read_color,
+    read_depth,
+    read_ids,
+    read_matrix,
+    resized_color,
+)
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation, checked_pose
 from panoptic_mapper.label_space import LabelSpace
 
 logger = logging.getLogger(__name__)
-
-COLOR_SUFFIXES = (".jpg", ".jpeg", ".png")
-NO_DEPTH = 65535  # written by some exporters where the sensor saw nothing; 0 is the usual mark
-MM_PER_M = np.float32(1000)
 
 
 class ScanNetFolder:
@@ -44,8 +47,8 @@ class ScanNetFolder:
             raise ValueError(f"fps: expected a positive rate, got {fps!r}")
         if not self.path.is_dir():
             raise ValueError(f"{self.path}: no such folder")
-        self._color_files = _numbered_files(self.path / "color", COLOR_SUFFIXES)
-        self._depth_files = _numbered_files(self.path / "depth", (".png",))
+        self._color_files = numbered_files(self.path / "color")
+        self._depth_files = numbered_files(self.path / "depth", (".png",))
         if not self._color_files:
             raise ValueError(f"{self.path / 'color'}: no images named by number (0.jpg, 1.jpg, ...)")
         for number in self._color_files:
@@ -63,18 +66,14 @@ class ScanNetFolder:
         if not 0 <= index < len(self):
             raise IndexError(f"frame {index} of {len(self)} in {self.path}")
         number = self._numbers[index]
-        depth_file = self._depth_files[number]
-        depth = _read_depth(depth_file)
+        depth = read_depth(self._depth_files[number])
         height, width = depth.shape
-        color = _read_image(self._color_files[number], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if color.shape[:2] != depth.shape:
-            color = cv2.resize(color, (width, height), interpolation=cv2.INTER_AREA)
+        color = resized_color(read_color(self._color_files[number]), width, height)
         labels = None if self.label_space is None else self._read_labels(number).resized(width, height)
         try:
             camera = PinholeCamera(self._K[0, 0], self._K[1, 1], self._K[0, 2], self._K[1, 2], width, height)
         except ValueError as error:
             raise ValueError(f"{self.path / 'intrinsic' / 'intrinsic_depth.txt'}: {error}") from error
-        color = np.ascontiguousarray(color[..., ::-1])
         return Frame(self._stamps_ns[index], color, depth, self._poses[index], camera, labels)
 
     def _read_poses(self, fps: float) -> tuple[list[int], list[int], list[np.ndarray]]:
@@ -82,7 +81,7 @@ class ScanNetFolder:
         numbers, stamps_ns, poses = [], [], []
         for position, number in enumerate(self._color_files):
             file = self.path / "pose" / f"{number}.txt"
-            T = _read_matrix(file)
+            T = read_matrix(file)
             if not np.all(np.isfinite(T)):
                 continue
             try:
@@ -108,11 +107,11 @@ class ScanNetFolder:
     def _read_labels(self, number: int) -> Segmentation:
         """Class indices and the file's instance ids; stuff has instance 0 whatever the file says."""
         assert self.label_space is not None
-        semantic = self.label_space.indices_from_ids(_read_ids(self.path / "semantic" / f"{number}.png"))
+        semantic = self.label_space.indices_from_ids(read_ids(self.path / "semantic" / f"{number}.png"))
         instance = np.zeros_like(semantic)
         if (self.path / "instance").is_dir():
             file = self.path / "instance" / f"{number}.png"
-            ids = _read_ids(file)
+            ids = read_ids(file)
             if ids.shape != semantic.shape:
                 raise ValueError(f"{file}: expected {semantic.shape} as the semantic image, got {ids.shape}")
             instance = np.where(self.label_space.is_thing[semantic], ids, 0).astype(np.int32)
@@ -121,49 +120,7 @@ class ScanNetFolder:
 
 def read_intrinsics(file: Path) -> np.ndarray:
     """The upper left [3, 3] of the 4x4 matrix in the file; ValueError names the file."""
-    K = _read_matrix(file)[:3, :3]
+    K = read_matrix(file)[:3, :3]
     if not np.all(np.isfinite(K)) or K[0, 0] <= 0 or K[1, 1] <= 0:
         raise ValueError(f"{file}: expected finite intrinsics with fx, fy > 0, got {K.tolist()}")
     return K
-
-
-def _numbered_files(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
-    """Files named by a number, in its order; the numbers may have gaps and leading zeros."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder")
-    found = [f for f in folder.iterdir() if f.suffix.lower() in suffixes and f.stem.isdecimal()]
-    return {int(f.stem): f for f in sorted(found, key=lambda f: int(f.stem))}
-
-
-def _read_matrix(file: Path) -> np.ndarray:  # [4, 4] float64, perhaps not finite
-    try:
-        T = np.array([[float(word) for word in line.split()] for line in file.read_text().splitlines() if line.strip()])
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as a 4x4 matrix ({error})") from error
-    if T.shape != (4, 4):
-        raise ValueError(f"{file}: expected a 4x4 matrix, got shape {T.shape}")
-    return T
-
-
-def _read_image(file: Path, flags: int) -> np.ndarray:
-    """The image as OpenCV decodes it (BGR); ValueError names the file."""
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    image = cv2.imread(str(file), flags)
-    if image is None:
-        raise ValueError(f"{file}: cannot be decoded as an image")
-    return image
-
-
-def _read_depth(file: Path) -> np.ndarray:  # [H, W] float32 m, 0 = none
-    depth_mm = _read_image(file, cv2.IMREAD_UNCHANGED)
-    if depth_mm.dtype != np.uint16 or depth_mm.ndim != 2:
-        raise ValueError(f"{file}: expected one channel of uint16 mm, got {depth_mm.dtype} {depth_mm.shape}")
-    return np.where(depth_mm == NO_DEPTH, 0, depth_mm).astype(np.float32) / MM_PER_M
-
-
-def _read_ids(file: Path) -> np.ndarray:  # [H, W] uint8 or uint16
-    ids = _read_image(file, cv2.IMREAD_UNCHANGED)
-    if ids.dtype not in (np.uint8, np.uint16) or ids.ndim != 2:
-        raise ValueError(f"{file}: expected one channel of uint8 or uint16 ids, got {ids.dtype} {ids.shape}")
-    return ids
