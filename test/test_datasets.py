@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from panoptic_mapper.datasets import open_dataset
+from panoptic_mapper.datasets import FORMATS, open_dataset
 from panoptic_mapper.datasets.rosbag import RosbagDataset
 from panoptic_mapper.datasets.rosbag_writer import write_rosbag
 from panoptic_mapper.datasets.scannet_folder import ScanNetFolder
@@ -47,8 +47,10 @@ def test_scannet_folder(tmp_path):
 
 
 def test_what_is_nothing_of_that_says_what_was_looked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"ScanNet-style folder.*rosbag.*synthetic.*it holds none of them"):
+    with pytest.raises(ValueError, match=r"expected 'synthetic.*rosbag.*ScanNet-style.*it holds none of them") as error:
         open_dataset(tmp_path)
+    for format in FORMATS:
+        assert f"{format.name} ({format.sign})" in str(error.value)
     with pytest.raises(ValueError, match=r"missing: expected .* there is no such folder"):
         open_dataset(tmp_path / "missing")
     with pytest.raises(ValueError, match=r"missing.mcap: no such file"):

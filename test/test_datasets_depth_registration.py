@@ -48,6 +48,19 @@ def test_a_sharper_colour_camera_gets_no_holes(factor):
     fine = CAMERA.resized(round(40 * factor), round(30 * factor))
     moved = register_depth(np.full((30, 40), 2.0, np.float32), CAMERA, fine, np.eye(4))
     np.testing.assert_allclose(moved, 2.0, rtol=1e-6)
+    moved = register_depth(np.full((30, 40), 2.0, np.float32), CAMERA, fine, shifted(x=1e-4))
+    np.testing.assert_allclose(moved[:, 1:], 2.0, rtol=1e-6)
+
+
+def test_cameras_in_one_place_agree_with_ones_that_are_almost():
+    depth = np.random.default_rng(0).choice([0, 1, 2, 3], (30, 40)).astype(np.float32)
+    wide = PinholeCamera(40, 42, 21, 13, 44, 28)
+    here, almost = (register_depth(depth, CAMERA, wide, shifted(x=x)) for x in (0, 1e-7))
+    assert here.shape == (28, 44)
+    # Of several depth pixels that one colour pixel sees, the nearest surface or the one in the middle.
+    assert np.all((almost <= here) | (here == 0))
+    assert not here[:, 0].any()  # beyond the depth image
+    assert (here == almost).mean() > 0.5
 
 
 def test_what_lies_behind_the_colour_camera_is_left_out():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from panoptic_mapper.config import load_config
@@ -10,8 +13,55 @@ from panoptic_mapper.datasets.base import Dataset
 SYNTHETIC = "synthetic"
 
 
+@dataclass(frozen=True)
+class Format:
+    """A kind of sequence, and how it is known by what is on the disk."""
+
+    name: str
+    sign: str  # what is looked for, in words
+    is_there: Callable[[Path], bool]
+    reader: str  # module and class in this package; a reader is imported when it is needed
+
+
+def _has(*names: str) -> Callable[[Path], bool]:
+    return lambda path: all((path / name).exists() for name in names)
+
+
+def _has_any(pattern: str) -> Callable[[Path], bool]:
+    return lambda path: path.is_dir() and any(path.glob(pattern))
+
+
+# The first that is there counts.
+FORMATS = (
+    Format(
+        "a rosbag",
+        "metadata.yaml, or a .mcap or .db3 file",
+        lambda path: path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file(),
+        "rosbag.RosbagDataset",
+    ),
+    Format("a plain folder", "sequence.yaml", _has("sequence.yaml"), "plain_folder.PlainFolder"),
+    Format(
+        "a ScanNet v2 scene",
+        "a .sens file",
+        lambda path: path.suffix == ".sens" or _has_any("*.sens")(path),
+        "scannet_scene.ScanNetScene",
+    ),
+    Format("a ScanNet-style folder", "color/", lambda path: (path / "color").is_dir(), "scannet_folder.ScanNetFolder"),
+    Format("TUM RGB-D", "rgb.txt and depth.txt", _has("rgb.txt", "depth.txt"), "tum.TumSequence"),
+    Format(
+        "7-Scenes",
+        "frame-000000.pose.txt, ...",
+        lambda path: _has_any("frame-*.pose.txt")(path) or _has_any("seq-*/frame-*.pose.txt")(path),
+        "seven_scenes.SevenScenesSequence",
+    ),
+    Format("ARKitScenes", "lowres_wide/", _has("lowres_wide"), "arkitscenes.ArkitRecording"),
+    Format("Replica", "results/ and traj.txt", _has("results", "traj.txt"), "replica.ReplicaSequence"),
+    Format("Replica", "traj_w_c.txt", _has("traj_w_c.txt"), "replica.ReplicaSequence"),
+)
+
+
 def open_dataset(spec: str | Path) -> Dataset:
-    """Opens a ScanNet-style folder, a rosbag (folder, .mcap or .db3), or the synthetic world.
+    """Opens a recorded sequence of any of `FORMATS`, known by what is there, or the synthetic world.
 
     Args:
         spec: a path, or "synthetic", or "synthetic:key=value,..." with the fields of `SyntheticConfig`.
@@ -25,20 +75,10 @@ def open_dataset(spec: str | Path) -> Dataset:
 
         return SyntheticRoom(load_config(SyntheticConfig, overrides=[w for w in settings.split(",") if w]))
     path = Path(spec)
-    if path.suffix in (".mcap", ".db3") or (path / "metadata.yaml").is_file():
-        from panoptic_mapper.datasets.rosbag import RosbagDataset
-
-        return RosbagDataset(path)
-    if path.suffix == ".sens" or any(path.glob("*.sens")):
-        from panoptic_mapper.datasets.scannet_scene import ScanNetScene
-
-        return ScanNetScene(path)
-    if (path / "color").is_dir():
-        from panoptic_mapper.datasets.scannet_folder import ScanNetFolder
-
-        return ScanNetFolder(path)
+    for format in FORMATS:
+        if format.is_there(path):
+            module, _, reader = format.reader.partition(".")
+            return getattr(import_module(f"{__name__}.{module}"), reader)(path)
+    known = "; ".join(f"{format.name} ({format.sign})" for format in FORMATS)
     what = "it holds none of them" if path.is_dir() else "there is no such folder"
-    raise ValueError(
-        f"{spec}: expected a ScanNet-style folder (with color/), a rosbag (a folder with metadata.yaml, a .mcap or a"
-        f" .db3 file) or '{SYNTHETIC}[:key=value,...]'; {what}"
-    )
+    raise ValueError(f"{spec}: expected '{SYNTHETIC}[:key=value,...]' or a folder with: {known}; {what}")

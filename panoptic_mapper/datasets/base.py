@@ -23,3 +23,10 @@ class Dataset(Protocol):
             ValueError: naming the file that is missing, broken or contradicts the others.
         """
         ...
+
+
+def checked_index(index: int, dataset: Dataset) -> int:
+    """The index itself; IndexError ends iteration over a dataset."""
+    if not 0 <= index < len(dataset):
+        raise IndexError(f"frame {index} of {len(dataset)} in {dataset.name}")
+    return index
