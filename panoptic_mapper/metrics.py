@@ -52,7 +52,7 @@ class PanopticMetrics:
     @property
     def protocol(self) -> dict[str, Any]:
         """What the numbers mean, to be printed with them."""
-        scene = "scene, same class"
+        scene = "PQ^scene, same class"
         return {
             "pq": f"{scene}, IoU > {IOU_THRESHOLD}, one to one",
             "sq": f"{_SQ} of pq",
