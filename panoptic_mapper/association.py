@@ -19,12 +19,14 @@ class AssociationConfig(Config):
     """Cost of matching a mask to a query: dice + bce_weight * BCE + class_weight * (1 - P(class | query))."""
 
     max_cost: float = param(0.9, "pairs whose dice and class cost together are larger are not matched", ge=0)
+    part_share: float = param(0.5, "an unmatched mask with this share on one object shows a part of it", gt=0, le=1)
     bce_weight: float = param(0.2, "weight of the binary cross entropy", ge=0)
-    class_weight: float = param(0.5, "weight of the class disagreement", ge=0)
+    class_weight: float = param(0.2, "weight of the class disagreement", ge=0)
     near_share: float = param(0.6, "an unmatched mask with this share of points at an object's place is it", gt=0, le=1)
     covered_share: float = param(
         0.6, "a mask that covers this share of a query shows it, and of two is evidence to merge", gt=0.5, le=1
     )
+    apart_weight: float = param(3.0, "votes against one object of two queries with a mask each; for: 1", ge=0)
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class MaskOverlap:
     query_px: Tensor  # [Q] sum of M_q
     dice_cost: Tensor  # [K, Q] 1 - dice, 0..1
     bce: Tensor  # [K, Q] binary cross entropy over mask_px + query_px
+    shown_intersection: Tensor  # [K, Q] pixels of mask k that show query q: M_q > 0.5
+    shown_px: Tensor  # [Q] pixels that show the query
 
     def is_covered(self, share: float) -> Tensor:
-        """Which masks cover more than a share of what is seen of which queries: bool [K, Q]."""
-        inside = self.intersection / self.query_px.clamp_min(1e-6) > share
-        return inside & (self.query_px > MIN_QUERY_PX)
+        """Which masks cover more than a share of the pixels that show which queries: bool [K, Q]."""
+        inside = self.shown_intersection / self.shown_px.clamp_min(1) > share
+        return inside & (self.shown_px > MIN_QUERY_PX)
 
 
 def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
@@ -54,17 +58,20 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
     """
     m = masks[counted]  # [P, Q]
     index = mask_index[counted].long()
-    per_mask = m.new_zeros(num_masks + 1, 3 * m.shape[1])
+    shown = (m > 0.5).to(m.dtype)  # the little that a query has in each of 10^5 pixels makes it seen nowhere
+    per_mask = m.new_zeros(num_masks + 1, 4 * m.shape[1])
     bounded = m.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)  # in the logarithms only: a floor in each of 10^5
     log_in, log_out = -bounded.log(), -(1 - bounded).log()  # pixels would make a hundred of them out of nothing
-    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out], dim=1))
-    intersection, inside, outside = per_mask.split(m.shape[1], dim=1)
+    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out, shown], dim=1))
+    intersection, inside, outside, shown_intersection = per_mask.split(m.shape[1], dim=1)
     mask_px = torch.bincount(index, minlength=num_masks + 1).to(m.dtype)
     query_px = m.sum(0)
     both_px = (mask_px[:, None] + query_px).clamp_min(1)  # pixels of both count twice, as dice wants it
     bce = (inside + log_out.sum(0) - outside) / both_px
     dice_cost = 1 - 2 * intersection / both_px
-    return MaskOverlap(intersection[1:], mask_px[1:], query_px, dice_cost[1:], bce[1:])
+    return MaskOverlap(
+        intersection[1:], mask_px[1:], query_px, dice_cost[1:], bce[1:], shown_intersection[1:], shown.sum(0)
+    )
 
 
 def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationConfig) -> list[tuple[int, int]]:
@@ -87,10 +94,31 @@ def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationCo
     return [(int(k), int(q)) for k, q in zip(rows, columns, strict=True) if not refused[k, q]]
 
 
+def match_parts(
+    overlap: MaskOverlap, total_px: Tensor, matched: list[tuple[int, int]], config: AssociationConfig
+) -> list[tuple[int, int]]:
+    """Unmatched masks that lie on a query, as (mask, query): parts of an object that the 2D model has cut in pieces.
+
+    Args:
+        overlap: of K masks and Q queries.
+        total_px: [K] pixels of each mask, counted or not: what the map does not hold yet is of no query.
+        matched: the pairs of `match_masks`.
+        config: thresholds.
+    """
+    if overlap.intersection.numel() == 0:
+        return []
+    share, query = (overlap.shown_intersection / total_px.clamp_min(1)[:, None]).max(1)
+    taken = {mask for mask, _ in matched}
+    return [(k, int(query[k])) for k in (share > config.part_share).nonzero()[:, 0].tolist() if k not in taken]
+
+
 def same_object_votes(overlap: MaskOverlap, config: AssociationConfig) -> Tensor:
-    """Evidence [Q, Q] of one image: +1 where one mask covers both queries, -2 where two masks cover one each."""
+    """Evidence [Q, Q] of one image: 1 where one mask covers both queries, -apart_weight where two cover one each.
+
+    Two masks speak louder: 2D models join neighbours more often than they cut one object just along two queries.
+    """
     covered = overlap.is_covered(config.covered_share).float()
     same = covered.T @ covered
-    has_mask = covered.amax(0) if len(covered) else overlap.query_px.new_zeros(len(overlap.query_px))
-    votes = same - 2 * (has_mask[:, None] * has_mask - same)
+    has_mask = covered.amax(0) if len(covered) else overlap.shown_px.new_zeros(len(overlap.shown_px))
+    votes = same - config.apart_weight * (has_mask[:, None] * has_mask - same)
     return votes.fill_diagonal_(0)

@@ -23,15 +23,18 @@ MIN_CONFIDENCE = 0.5  # of a Gaussian's label, to count for its object's extent
 def panoptic_view(
     view: MapView, rendering: Rendering, labels: LabelRendering, queries: InstanceQueries
 ) -> PanopticView:
-    """Images for people and planners from the blended ones: each pixel's class and object by argmax."""
-    column = labels.panoptic.argmax(-1)
+    """Images for people and planners from the blended ones: each pixel's class and confirmed object by argmax."""
+    rows = view.queries.ids.cpu()
+    shown = torch.ones(labels.panoptic.shape[-1], dtype=torch.bool, device=labels.panoptic.device)
+    shown[labels.columns.first_query :] = queries.is_confirmed[rows].to(shown.device)
+    column = torch.where(shown, labels.panoptic, -1).argmax(-1)
     semantic = labels.columns.classes_of(column, labels.thing_classes)
     instance = torch.zeros_like(semantic)
-    rows = view.queries.ids.cpu()
     if len(rows):
         query = labels.columns.queries_of(column)
-        semantic = torch.where(query >= 0, queries.class_indices[rows].to(query.device)[query], semantic)
-        instance = torch.where(query >= 0, queries.ids[rows].to(query.device)[query], 0)
+        shown_rows = queries.shown_rows()[rows]
+        semantic = torch.where(query >= 0, queries.class_indices[shown_rows].to(query.device)[query], semantic)
+        instance = torch.where(query >= 0, queries.ids[shown_rows].to(query.device)[query], 0)
     empty = rendering.alpha < MIN_ALPHA
     return PanopticView(
         color=(255 * rendering.color.clamp(0, 1)).round().to(torch.uint8).cpu().numpy(),
@@ -89,10 +92,10 @@ def map_objects(map: PanopticMap, label_space: LabelSpace, up: np.ndarray) -> tu
 
 
 def is_object(map: PanopticMap) -> Tensor:
-    """Which queries [Q] have enough Gaussians to be an object with an extent: bool on the CPU."""
+    """Which queries [Q] are confirmed and have enough Gaussians to be an object with an extent: bool on the CPU."""
     num_queries = len(map.queries)
     sizes = torch.bincount(_member_rows(map) + 1, minlength=num_queries + 1)[1:]
-    return (sizes >= map.queries.config.min_gaussians).cpu()
+    return (sizes >= map.queries.config.min_gaussians).cpu() & map.queries.is_confirmed
 
 
 def _member_rows(map: PanopticMap) -> Tensor:
@@ -100,14 +103,22 @@ def _member_rows(map: PanopticMap) -> Tensor:
     gaussians = map.gaussians
     solid = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
     solid &= gaussians["confidence_permille"] > 1000 * MIN_CONFIDENCE
-    return torch.where(solid, map.queries.rows_of(gaussians["instance_id"].long()), -1)
+    return torch.where(solid, _shown_rows(map), -1)
+
+
+def _shown_rows(map: PanopticMap) -> Tensor:
+    """Row of the query [N] as which each Gaussian is shown; -1 = none."""
+    rows = map.queries.rows_of(map.gaussians["instance_id"].long())
+    if len(map.queries) == 0:
+        return rows
+    return torch.where(rows >= 0, map.queries.shown_rows().to(rows.device)[rows], -1)
 
 
 def _labels(map: PanopticMap) -> tuple[Tensor, Tensor]:
     """Class index and public object id [N] int64 of every Gaussian; members of a query have the query's class."""
     queries = map.queries
     class_index = map.gaussians["class_index"].long()
-    rows = queries.rows_of(map.gaussians["instance_id"].long())
+    rows = _shown_rows(map)
     if len(queries) == 0:
         return class_index, torch.zeros_like(class_index)
     ids = torch.where(is_object(map), queries.ids, 0)

@@ -23,8 +23,12 @@ REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the 
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
 SAMPLE = 4096  # visible Gaussians that are compared with queries at once
 MAX_SAMPLES = 16  # into which the visible Gaussians of a view are divided for that
+BULK = 0.05  # quantile of a new query's points, on both sides of which all but a few lie
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
-COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions")
+PART_PRIOR = 2.5  # votes for one object with which a mask on an object becomes a query of its own
+SEPARATE = -1.0  # votes at which it is shown as one: a keyframe more has shown both, than have shown them as one
+RECALL_PRIOR = 2  # keyframes in which a new query is held to have been seen without fail
+COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions", "visible", "parent_id")
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,31 @@ class InstanceConfig(Config):
     lr_shapes: float = param(1e-3, "Adam step of query rotations and log scales", ge=0)
     spread: float = param(1.5, "standard deviations of a query over those of its points", gt=0)
     min_mask_px: int = param(30, "masks with fewer pixels with depth open no query", ge=1)
-    merge_evidence: float = param(2.0, "votes for one object (minus twice those for two) that merge queries", gt=0)
+    merge_evidence: float = param(3.0, "votes for one object (see association.apart_weight) that merge queries", gt=0)
     min_gaussians: int = param(8, "a query that holds fewer Gaussians is not yet an object", ge=1)
     max_queries: int = param(0, "while so many queries live no new ones are opened, 0 = no bound", ge=0)
     retire_after: int = param(3, "a query is retired when it was contradicted so much more often than observed", ge=1)
-    max_contradictions: int = param(15, "a query is retired at the latest after so many contradictions in a row", ge=1)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """The masks of all keyframes and the objects that they show."""
+
+    ids: Tensor  # [M] int64 public id, 0 = none
+    classes: Tensor  # [M] int64 class index
+    weights: Tensor  # [M] confidence, 0..1
+    frames: Tensor  # [M] int64 number of the keyframe
+    stamps_ns: Tensor  # [F] int64 time of each keyframe
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What the masks of one keyframe say about the queries in its view."""
+
+    ids: Tensor  # [n] int64 public ids
+    votes: Tensor  # [n, n] symmetric evidence that two queries are one object (+) or two (-)
+    contradicted: Tensor  # [n] int64 0 or 1: other labels are where it should be seen
+    visible: Tensor  # [n] int64 0 or 1: it should be seen, whatever the labels say
 
 
 class InstanceQueries:
@@ -58,9 +82,10 @@ class InstanceQueries:
         }
         self.table = ParameterTable(widths, rates, device)
         self.ids = torch.zeros(0, dtype=torch.int64)  # [Q] public ids, ascending
-        self.evidence = torch.zeros(0, num_classes)  # [Q, C] confidence-weighted votes of matched masks
+        self.evidence = torch.zeros(0, num_classes)  # [Q, C] confidence-weighted votes of its masks
         self.counts = torch.zeros(0, len(COUNTS), dtype=torch.int64)  # [Q, ...] see COUNTS
         self.votes = torch.zeros(0, 0)  # [Q, Q] symmetric evidence that two queries are one object (+) or two (-)
+        self.revision = 0  # counts the changes of which queries there are
         self.next_id = 1
         self._was_full = False
         self.merged_into: dict[int, int] = {}  # id that is gone -> id that took its place; 0 = retired
@@ -75,6 +100,26 @@ class InstanceQueries:
     @property
     def scores(self) -> Tensor:  # [Q] share of the evidence that agrees
         return self.evidence.amax(1) / self.evidence.sum(1).clamp_min(1e-6)
+
+    @property
+    def is_confirmed(self) -> Tensor:  # [Q] bool, seen more often than missed where it should have been seen
+        return self.column("observations") > self.column("contradictions")
+
+    @property
+    def recall(self) -> Tensor:  # [Q] share of the keyframes that should see a query in which it has a mask, 0..1
+        observations, visible = self.column("observations"), self.column("visible")
+        return ((observations + RECALL_PRIOR) / (visible + RECALL_PRIOR)).clamp_max(1)
+
+    def shown_rows(self) -> Tensor:
+        """The row [Q] of the object as which each query is shown: its parent's while it may well be a part of that."""
+        rows = torch.arange(len(self))
+        for row in self.column("parent_id").nonzero()[:, 0].tolist():
+            parent = self.resolve(int(self.column("parent_id")[row]))
+            if parent:
+                parent_row = int(self.rows_of(torch.tensor(parent)))
+                if parent_row != row and self.votes[row, parent_row] > SEPARATE:
+                    rows[row] = rows[parent_row]
+        return rows
 
     def class_probabilities(self, rows: Tensor) -> Tensor:
         """Share of the evidence [n, C] for each class of the queries `rows`."""
@@ -131,32 +176,52 @@ class InstanceQueries:
         self._was_full = True
         return True
 
-    def add(self, points: Tensor, class_index: int, weight: float, stamp_ns: int) -> int:
-        """Opens a query at the robust centre and covariance of points [n, 3] (m, map frame); returns its new id."""
-        center = points.median(0).values
-        mad = (points - center).abs().median(0).values * 1.4826  # standard deviation of a normal distribution
-        offsets = points - center
-        inliers = offsets[(offsets.abs() < 3 * mad + MIN_STD_M).all(1)]
-        covariance = inliers.T @ inliers / max(len(inliers), 1)
+    def add(self, points: Tensor, stamp_ns: int, parent_id: int = 0) -> int:
+        """Opens a query at the robust centre and covariance of points [n, 3] (m, map frame); returns its new id.
+
+        Args:
+            parent_id: the object that the points were held to be part of; 0 = none.
+        """
+        center, covariance = robust_gaussian(points)
         quats, log_scales = self._shape(covariance[None])
         embedding = torch.randn(1, INSTANCE_DIM, generator=self._generator)
         self.table.append(centers=center[None], quats=quats, log_scales=log_scales, embeddings=embedding)
         self.ids = torch.cat([self.ids, torch.tensor([self.next_id])])
         self.evidence = torch.cat([self.evidence, torch.zeros(1, self.evidence.shape[1])])
-        self.counts = torch.cat([self.counts, torch.tensor([[0, stamp_ns, stamp_ns, 0]])])
+        self.counts = torch.cat([self.counts, torch.tensor([[0, stamp_ns, stamp_ns, 0, 0, parent_id]])])
         votes = torch.zeros(len(self), len(self))
         votes[:-1, :-1] = self.votes
+        if parent_id:
+            parent = int(self.rows_of(torch.tensor(parent_id)))
+            votes[parent, -1] = votes[-1, parent] = PART_PRIOR
         self.votes = votes
         self.next_id += 1
-        self.observe(len(self) - 1, class_index, weight, stamp_ns)
+        self.revision += 1
         return int(self.ids[-1])
 
-    def observe(self, row: int, class_index: int, weight: float, stamp_ns: int) -> None:
-        """Counts a mask of class `class_index` that was matched to the query."""
-        self.evidence[row, class_index] += weight
-        self.column("observations")[row] += 1
-        self.column("last_seen_ns")[row] = stamp_ns
-        self.column("contradictions")[row] = 0
+    def count(self, observations: Observations) -> None:
+        """Makes the evidence and the numbers and times of observations those of all masks with their present ids."""
+        rows = self.rows_of(observations.ids)
+        own = rows >= 0
+        rows, frames = rows[own], observations.frames[own]
+        self.evidence.zero_().index_put_((rows, observations.classes[own]), observations.weights[own], accumulate=True)
+        stamps = observations.stamps_ns[frames]
+        seen_in = torch.unique(rows * len(observations.stamps_ns) + frames) // max(len(observations.stamps_ns), 1)
+        self.column("observations").copy_(torch.bincount(seen_in, minlength=len(self)))
+        self.column("first_seen_ns").scatter_reduce_(0, rows, stamps, "amin")
+        self.column("last_seen_ns").scatter_reduce_(0, rows, stamps, "amax")
+
+    def replace_sighting(self, old: Sighting | None, new: Sighting) -> None:
+        """Counts what a keyframe says now in place of what it said before."""
+        for sighting, sign in ((old, -1), (new, 1)):
+            if sighting is None:
+                continue
+            rows = self.rows_of(sighting.ids)
+            living = rows >= 0
+            rows = rows[living]
+            self.votes[rows[:, None], rows] += sign * sighting.votes[living][:, living]
+            self.column("contradictions")[rows] += sign * sighting.contradicted[living]
+            self.column("visible")[rows] += sign * sighting.visible[living]
 
     def share_near(self, points: Tensor, rows: Tensor) -> Tensor:
         """Share [n] of points [P, 3] (m, map frame) at the place of each query `rows`: within its own extent.
@@ -199,9 +264,7 @@ class InstanceQueries:
     def merge(self, keep: int, gone: int) -> None:
         """Makes the query of row `gone` part of that of row `keep`; drop the row with `remove` afterwards."""
         self.merged_into[int(self.ids[gone])] = int(self.ids[keep])
-        self.evidence[keep] += self.evidence[gone]
-        self.column("observations")[keep] += self.column("observations")[gone]
-        for name, pick in (("first_seen_ns", min), ("last_seen_ns", max), ("contradictions", min)):
+        for name, pick in (("first_seen_ns", min), ("last_seen_ns", max)):
             self.column(name)[keep] = pick(int(self.column(name)[keep]), int(self.column(name)[gone]))
 
     def remove(self, rows: list[int]) -> None:
@@ -213,6 +276,7 @@ class InstanceQueries:
         self.table.keep(keep.to(self.table.device))
         self.ids, self.evidence, self.counts = self.ids[keep], self.evidence[keep], self.counts[keep]
         self.votes = self.votes[keep][:, keep]
+        self.revision += 1
 
     def _shape(self, covariances: Tensor) -> tuple[Tensor, Tensor]:
         """Quaternions [n, 4] and log scales [n, 3] of covariances [n, 3, 3], widened by `spread`."""
@@ -220,6 +284,21 @@ class InstanceQueries:
         axes = axes * torch.linalg.det(axes).sign()[:, None, None]  # a rotation, not a reflection
         stds = self.config.spread * variances.clamp_min(0).sqrt()
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
+
+
+def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre [3] and covariance [3, 3] of points [n, 3] without those far beyond their bulk.
+
+    The bulk is what lies between the 5 % quantiles of each axis, and as much again on both sides together. An object
+    in two halves or around a corner is held whole, which the median and its deviations would take for outliers; the
+    background behind the mask's border is not.
+    """
+    low, high = points.quantile(points.new_tensor([BULK, 1 - BULK]), dim=0)
+    margin = 0.5 * (high - low) + MIN_STD_M
+    inliers = points[((points > low - margin) & (points < high + margin)).all(1)]
+    center = inliers.mean(0)
+    offsets = inliers - center
+    return center, offsets.T @ offsets / len(inliers)
 
 
 def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:

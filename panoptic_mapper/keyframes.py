@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from panoptic_mapper.config import Config, param
 from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
+from panoptic_mapper.instances import Observations, Sighting
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,11 @@ class Keyframe:
     confidence: Tensor  # [H, W] float32 0..1
     mask_classes: list[int]  # [K + 1] class index of each mask, [0] unused
     mask_scores: list[float]  # [K + 1] mean confidence of each mask, [0] unused
+    mask_px: list[int]  # [K + 1] pixels of each mask, [0] unused
     mask_ids: list[int] = field(default_factory=list)  # [K + 1] public id that a mask was matched to, 0 = none
+    disputed: Tensor | None = None  # [H, W] bool, pixels in a mask of one object that the map says are of another
+    revision: int = -1  # that of the queries to which the masks were last matched
+    sighting: Sighting | None = None  # what the masks then said about the queries
     num_steps: int = 0  # how often it was chosen for optimisation
 
     @property
@@ -86,7 +92,7 @@ class KeyframeStore:
         if segmentation is None:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
-        mask_index, classes, scores = _numbered_masks(segmentation)
+        mask_index, classes, scores, px = _numbered_masks(segmentation)
         confidence = segmentation.confidence
         keyframe = Keyframe(
             id=len(self.all),
@@ -102,6 +108,7 @@ class KeyframeStore:
             ),
             mask_classes=classes,
             mask_scores=scores,
+            mask_px=px,
             mask_ids=[0] * len(classes),
         )
         self.all.append(keyframe)
@@ -154,14 +161,34 @@ class KeyframeStore:
         fresh = [w / (1 + k.num_steps) for k, w in zip(keyframes, weights, strict=True)]
         return self._random.choices(keyframes, fresh)[0]
 
+    def observations(self) -> Observations:
+        """All masks with the ids of the objects that they were matched to.
+
+        Where several masks of a keyframe show one object, each has the weight of its share of the pixels.
+        """
+        px = [Counter[int]() for _ in self.all]
+        for total, frame in zip(px, self.all, strict=True):
+            for id, count in zip(frame.mask_ids, frame.mask_px, strict=True):
+                total[id] += count
+        masks = [(n, k) for n, frame in enumerate(self.all) for k in range(1, len(frame.mask_ids))]
+        return Observations(
+            ids=torch.tensor([self.all[n].mask_ids[k] for n, k in masks], dtype=torch.int64),
+            classes=torch.tensor([self.all[n].mask_classes[k] for n, k in masks], dtype=torch.int64),
+            weights=torch.tensor(
+                [self.all[n].mask_scores[k] * self.all[n].mask_px[k] / px[n][self.all[n].mask_ids[k]] for n, k in masks]
+            ),
+            frames=torch.tensor([n for n, _ in masks], dtype=torch.int64),
+            stamps_ns=torch.tensor([frame.stamp_ns for frame in self.all], dtype=torch.int64),
+        )
+
     def resolve_ids(self, resolve: dict[int, int]) -> None:
         """Replaces public ids of masks after merges (`resolve`: gone id -> living id or 0)."""
         for keyframe in self.all:
             keyframe.mask_ids = [resolve.get(id, id) for id in keyframe.mask_ids]
 
 
-def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float]]:
-    """Masks numbered 1..K with their class (the most frequent one inside) and mean confidence."""
+def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
+    """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
     instance = np.where(segmentation.semantic > 0, segmentation.instance, 0)
     ids, index = np.unique(instance, return_inverse=True)
     index = index.reshape(instance.shape)
@@ -172,8 +199,8 @@ def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], 
     votes = np.bincount(index.ravel() * num_classes + segmentation.semantic.ravel(), minlength=num * num_classes)
     classes = votes.reshape(num, num_classes).argmax(1)
     scores = np.ones(num)
+    area = np.bincount(index.ravel(), minlength=num)
     if segmentation.confidence is not None:
-        area = np.bincount(index.ravel(), minlength=num)
         total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=num)
         scores = total / np.maximum(area, 1)
-    return index.astype(np.int32), classes.tolist(), scores.tolist()
+    return index.astype(np.int32), classes.tolist(), scores.tolist(), area.tolist()

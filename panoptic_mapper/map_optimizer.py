@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panoptic_mapper.association import AssociationConfig
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
+from panoptic_mapper.label_space import UNLABELED
 from panoptic_mapper.label_warping import PixelGrid, one_hot_labels, warped_cross_entropy
 from panoptic_mapper.losses import (
     LossWeights,
@@ -22,6 +24,7 @@ from panoptic_mapper.losses import (
     masked_mean,
     query_repulsion,
 )
+from panoptic_mapper.object_discovery import associate
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
 
@@ -40,8 +43,16 @@ class OptimizerConfig(Config):
 class MapOptimizer:
     """Takes gradient steps on one keyframe at a time; only what that keyframe sees is read and changed."""
 
-    def __init__(self, map: PanopticMap, config: OptimizerConfig, weights: LossWeights, density: DensityConfig):
+    def __init__(
+        self,
+        map: PanopticMap,
+        config: OptimizerConfig,
+        weights: LossWeights,
+        density: DensityConfig,
+        association: AssociationConfig,
+    ):
         self.map, self.config, self.weights, self.density = map, config, weights, density
+        self.association = association
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
         self._steps = 0
@@ -56,6 +67,7 @@ class MapOptimizer:
         labels = None
         if keyframe.has_labels and self._steps % self.config.label_every == 0:
             labels = view.blend_labels()
+            associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
             terms |= self._label_terms(keyframe, view, labels)
             warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
             if warped:
@@ -85,11 +97,11 @@ class MapOptimizer:
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
         columns = labels.columns
-        semantic_targets = columns.semantic_of_classes()[keyframe.semantic.long()]
-        targets = self._panoptic_targets(keyframe, view)
+        semantic_targets = columns.semantic_of_classes()[self._class_targets(keyframe)]
+        targets, weights = self._panoptic_targets(keyframe, view), self._target_weights(keyframe)
         terms = {
-            "semantic": cross_entropy(labels.semantic, semantic_targets, keyframe.confidence),
-            "panoptic": cross_entropy(labels.panoptic, targets, keyframe.confidence),
+            "semantic": cross_entropy(labels.semantic, semantic_targets, weights),
+            "panoptic": cross_entropy(labels.panoptic, targets, weights),
         }
         if len(view.queries):
             terms["dice"] = dice_loss(labels.masks, columns.queries_of(targets), keyframe.semantic > 0)
@@ -97,6 +109,30 @@ class MapOptimizer:
                 self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
             )
         return terms
+
+    def _class_targets(self, keyframe: Keyframe) -> Tensor:
+        """Class index [H, W] of each pixel: in a mask that of its object by all its evidence, elsewhere as labelled."""
+        device = keyframe.mask_index.device
+        rows = self.map.queries.rows_of(torch.tensor(keyframe.mask_ids))
+        own = torch.tensor(keyframe.mask_classes)
+        if len(self.map.queries):
+            own = torch.where(rows >= 0, self.map.queries.class_indices[rows], own)
+        mask_classes = own.to(device)[keyframe.mask_index.long()]
+        classes = torch.where(keyframe.mask_index > 0, mask_classes, keyframe.semantic.long())
+        return classes if keyframe.disputed is None else torch.where(keyframe.disputed, UNLABELED, classes)
+
+    def _target_weights(self, keyframe: Keyframe) -> Tensor:
+        """Weight [H, W] of each pixel's label: its confidence, in a mask over the recall of the mask's object.
+
+        Objects are missed now and then, what is around them is not. Were both to weigh the same, an object that is
+        missed in every other image would lose the pixels along its borders.
+        """
+        rows = self.map.queries.rows_of(torch.tensor(keyframe.mask_ids))
+        factor = torch.ones(len(rows))
+        if len(self.map.queries):
+            factor = torch.where(rows >= 0, 1 / self.map.queries.recall[rows].float(), factor)
+        factor[0] = 1
+        return keyframe.confidence * factor.to(keyframe.confidence.device)[keyframe.mask_index.long()]
 
     def _warp_term(
         self, keyframe: Keyframe, view: MapView, rendering: Rendering, labels: LabelRendering, neighbour: Keyframe
@@ -107,8 +143,8 @@ class MapOptimizer:
         depth = torch.where(rendering.alpha.detach() > 0.5, rendering.depth.detach(), 0)
         num_panoptic, columns = labels.panoptic.shape[-1], labels.columns
         targets = grid.of(self._panoptic_targets(neighbour, view))
-        classes = grid.of(columns.semantic_of_classes()[neighbour.semantic.long()])
-        confidence = grid.of(neighbour.confidence)
+        classes = grid.of(columns.semantic_of_classes()[self._class_targets(neighbour)])
+        confidence = grid.of(self._target_weights(neighbour))
         observed = [
             one_hot_labels(targets, confidence, num_panoptic),
             one_hot_labels(classes, confidence, labels.semantic.shape[-1]),
@@ -132,4 +168,6 @@ class MapOptimizer:
         mask_rows = queries.rows_of(torch.tensor(keyframe.mask_ids, device=rows.device))
         mask_position = position[mask_rows]  # row -1 (no query) reads the last entry, which is -1
         in_mask = columns.of_queries(mask_position)[keyframe.mask_index.long()]
+        if keyframe.disputed is not None:
+            in_mask = torch.where(keyframe.disputed, -1, in_mask)
         return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes()[keyframe.semantic.long()])

@@ -35,7 +35,13 @@ from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
 from panoptic_mapper.label_rendering import LabelConfig
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
-from panoptic_mapper.object_discovery import associate, label_unlabeled, maintain_queries, open_queries, refit_queries
+from panoptic_mapper.object_discovery import (
+    associate,
+    label_from,
+    maintain_queries,
+    open_queries,
+    refit_queries,
+)
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
@@ -107,7 +113,7 @@ class PanopticMapper:
             config.labels,
         )
         self.keyframes = KeyframeStore(config.keyframes, config.seed)
-        self.optimizer = MapOptimizer(self.map, config.optimizer, config.losses, config.density)
+        self.optimizer = MapOptimizer(self.map, config.optimizer, config.losses, config.density, config.association)
         self.up = np.array(UP_AXES.get(config.up_axis, UP_AXES["z"]), dtype=np.float64)  # [3] map frame
         self.num_frames = 0
         self.last_stamp_ns = 0
@@ -130,7 +136,7 @@ class PanopticMapper:
         with self._timed("associate", stage_ms):
             rendering, new_ids = self._associate(keyframe)
         with self._timed("grow", stage_ms):
-            num_new = self._grow(keyframe, rendering)
+            num_new = self._grow(keyframe, rendering, new_ids)
         with self._timed("optimize", stage_ms):
             self.refine(self.config.optimizer.steps_per_keyframe)
         with self._timed("maintain", stage_ms):
@@ -224,16 +230,20 @@ class PanopticMapper:
         """Tells which object each 2D mask shows; returns the map as the keyframe sees it, and ids of new objects."""
         view = self.map.view(keyframe.camera, keyframe.T_map_camera)
         rendering = view.render()
-        associate(keyframe, view, rendering, self.map.queries, self.config.association, self.config.density)
-        return rendering, open_queries(keyframe, view, self.map, self.config.association, self.config.density)
+        config, density = self.config.association, self.config.density
+        masks = view.blend_labels().masks
+        parts = associate(keyframe, view, rendering, masks, self.map.queries, config, density)
+        new_ids = open_queries(keyframe, parts, view, self.map, config, density)
+        self.map.queries.count(self.keyframes.observations())
+        return rendering, new_ids
 
-    def _grow(self, keyframe: Keyframe, rendering: Rendering) -> int:
+    def _grow(self, keyframe: Keyframe, rendering: Rendering, new_ids: list[int]) -> int:
         """Adds what the map lacks, with labels that are right at once; returns the number of new Gaussians."""
         surface = filled_depth(keyframe.depth, self.config.density)
         new = unexplained(keyframe.depth, surface, rendering, self.config.density)
         columns = grown_gaussians(keyframe, surface, new, self.config.density)
         self.map.gaussians.append(columns, keyframe.id)
-        label_unlabeled(keyframe, surface, self.map, self.config.density)
+        label_from(keyframe, new_ids, surface, self.map, self.config.density)
         refit_queries(self.map)
         return len(columns["means"])
 

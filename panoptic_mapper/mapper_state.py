@@ -14,7 +14,7 @@ import torch
 
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import BOOK, WIDTHS
-from panoptic_mapper.instances import COUNTS
+from panoptic_mapper.instances import COUNTS, Sighting
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_space import LabelSpace
 
@@ -37,6 +37,8 @@ def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[st
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
     for keyframe in mapper.keyframes.all:
         arrays |= _encoded_images(keyframe)
+        if keyframe.sighting is not None:
+            arrays |= {f"{_folder(keyframe.id)}/{name}": t.numpy() for name, t in vars(keyframe.sighting).items()}
     meta = {
         "label_space": mapper.label_space.to_dict(),
         "up": mapper.up.tolist(),
@@ -109,6 +111,7 @@ def _described(keyframe: Keyframe) -> dict[str, Any]:
         "T_map_camera": keyframe.T_map_camera.tolist(),
         "mask_classes": keyframe.mask_classes,
         "mask_scores": keyframe.mask_scores,
+        "mask_px": keyframe.mask_px,
         "mask_ids": keyframe.mask_ids,
         "num_steps": keyframe.num_steps,
     }
@@ -124,12 +127,18 @@ def _encoded_images(keyframe: Keyframe) -> dict[str, np.ndarray]:
         "mask_index": cv2.imencode(".png", keyframe.mask_index.cpu().numpy().astype(np.uint16))[1],
         "confidence": cv2.imencode(".png", np.rint(255 * keyframe.confidence.cpu().numpy()).astype(np.uint8))[1],
     }
-    return {f"keyframes/{keyframe.id:06d}/{name}": image.ravel() for name, image in images.items()}
+    return {f"{_folder(keyframe.id)}/{name}": image.ravel() for name, image in images.items()}
+
+
+def _folder(keyframe_id: int) -> str:
+    return f"keyframes/{keyframe_id:06d}"
 
 
 def _decoded(described: dict[str, Any], arrays: dict[str, np.ndarray], device: torch.device) -> Keyframe:
+    folder = _folder(described["id"])
+
     def image(name: str) -> np.ndarray:
-        decoded = cv2.imdecode(arrays[f"keyframes/{described['id']:06d}/{name}"], cv2.IMREAD_UNCHANGED)
+        decoded = cv2.imdecode(arrays[f"{folder}/{name}"], cv2.IMREAD_UNCHANGED)
         if decoded is None:
             raise ValueError(f"the saved map has an unreadable {name} image of keyframe {described['id']}")
         return decoded
@@ -146,6 +155,17 @@ def _decoded(described: dict[str, Any], arrays: dict[str, np.ndarray], device: t
         confidence=torch.tensor(image("confidence").astype(np.float32) / 255, device=device),
         mask_classes=described["mask_classes"],
         mask_scores=described["mask_scores"],
+        mask_px=described["mask_px"],
+        sighting=_sighting(arrays, folder),
         mask_ids=described["mask_ids"],
         num_steps=described["num_steps"],
+    )
+
+
+def _sighting(arrays: dict[str, np.ndarray], folder: str) -> Sighting | None:
+    """What a keyframe said about the queries; None where it was never matched to any."""
+    if f"{folder}/ids" not in arrays:
+        return None
+    return Sighting(
+        *(torch.from_numpy(arrays[f"{folder}/{name}"].copy()) for name in ("ids", "votes", "contradicted", "visible"))
     )

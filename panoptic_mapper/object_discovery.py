@@ -5,11 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from panoptic_mapper.association import MIN_QUERY_PX, AssociationConfig, mask_overlap, match_masks, same_object_votes
+from panoptic_mapper.association import (
+    MIN_QUERY_PX,
+    AssociationConfig,
+    MaskOverlap,
+    mask_overlap,
+    match_masks,
+    match_parts,
+    same_object_votes,
+)
 from panoptic_mapper.density_control import DensityConfig, depth_at_centers, tolerance, usable_depth
 from panoptic_mapper.geometry import backproject, transform
-from panoptic_mapper.instances import InstanceQueries
+from panoptic_mapper.instances import InstanceQueries, Sighting
 from panoptic_mapper.keyframes import Keyframe, KeyframeStore
+from panoptic_mapper.label_space import UNLABELED
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
 
@@ -21,61 +30,102 @@ def associate(
     keyframe: Keyframe,
     view: MapView,
     rendering: Rendering,
+    masks: Tensor,
     queries: InstanceQueries,
     config: AssociationConfig,
     density: DensityConfig,
-) -> None:
-    """Matches the masks of a keyframe to the queries in view and counts the evidence; fills `keyframe.mask_ids`."""
-    num_masks, rows = len(keyframe.mask_ids) - 1, view.queries.ids.cpu()
-    if not keyframe.has_labels or len(rows) == 0:
-        return
-    masks = view.blend_labels().masks
+) -> list[int]:
+    """Matches the masks of a keyframe to the queries in view, unless that was done for the present queries.
+
+    Fills `mask_ids`, `disputed` and `sighting`. It is done again when the keyframe is replayed: what looked like one
+    object may have turned out to be two since, or a part of another one.
+
+    Args:
+        masks: [H, W, Q] rendered masks of the queries in view.
+
+    Returns:
+        The masks that lie on an object that has another mask too: parts of it, or objects of their own.
+    """
+    rows = view.queries.ids.cpu()
+    if not keyframe.has_labels or len(rows) == 0 or keyframe.revision == queries.revision:
+        return []
+    num_masks = len(keyframe.mask_ids) - 1
     same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
     explained = (rendering.alpha > 0.5) & (same_surface | (keyframe.depth == 0))
     overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
     class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T.to(masks)
-    queries.votes[rows[:, None], rows] += same_object_votes(overlap, config).cpu()
-    labelled = overlap.query_px > MIN_LABELLED_SHARE * masks[explained].sum(0)
-    contradicted = labelled & (overlap.query_px > MIN_QUERY_PX)
-    queries.column("contradictions")[rows[contradicted.cpu()]] += 1  # a match takes it back
-    for mask, query in match_masks(overlap, class_probs, config):
-        observe_mask(keyframe, mask + 1, int(rows[query]), queries)
+    matches = match_masks(overlap, class_probs, config)
+    total_px = torch.tensor(keyframe.mask_px[1:], device=masks.device)
+    parts = match_parts(overlap, total_px, matches, config)
+    parts = [(k, q) for k, q in parts if keyframe.mask_px[k + 1] >= queries.config.min_mask_px]
+    own = torch.full((num_masks + 1,), -1)
+    for mask, query in matches + parts:
+        keyframe.mask_ids[mask + 1] = int(queries.ids[rows[query]])
+        own[mask + 1] = query
+    sighting = _sighting(keyframe, queries.ids[rows], overlap, (masks[explained] > 0.5).sum(0), config)
+    queries.replace_sighting(keyframe.sighting, sighting)
+    keyframe.sighting, keyframe.revision = sighting, queries.revision
+    keyframe.disputed = _disputed(keyframe, own, overlap, masks, queries.votes[rows[:, None], rows], config)
+    return [mask + 1 for mask, _ in parts]
+
+
+def _sighting(
+    keyframe: Keyframe, ids: Tensor, overlap: MaskOverlap, explained_px: Tensor, config: AssociationConfig
+) -> Sighting:
+    """What a keyframe's masks say about the queries `ids` [Q] in view, shown in `explained_px` [Q], labelled or not."""
+    is_labelled = (overlap.shown_px > MIN_LABELLED_SHARE * explained_px) & (overlap.shown_px > MIN_QUERY_PX)
+    is_covered = overlap.is_covered(config.covered_share).sum(0) > 0
+    is_contradicted = (is_labelled & ~is_covered).cpu() & ~torch.isin(ids, torch.tensor(keyframe.mask_ids))
+    is_visible = (explained_px > MIN_QUERY_PX).cpu()
+    return Sighting(ids, same_object_votes(overlap, config).cpu(), is_contradicted.long(), is_visible.long())
+
+
+def _disputed(
+    keyframe: Keyframe, own: Tensor, overlap: MaskOverlap, masks: Tensor, votes: Tensor, config: AssociationConfig
+) -> Tensor:
+    """Pixels [H, W] bool in a mask that also covers another object than its `own` [K + 1], where the map shows that."""
+    covered = overlap.is_covered(config.covered_share).cpu()
+    other = covered & (votes[own[1:].clamp_min(0)] < 0) & (own[1:] >= 0)[:, None]  # [K, Q]
+    other = torch.cat([other.new_zeros(1, masks.shape[-1]), other]).to(masks.device)
+    shown = masks.argmax(-1)
+    return other[keyframe.mask_index.long(), shown] & (masks.gather(-1, shown[..., None])[..., 0] > 0.5)
 
 
 @torch.no_grad()
 def open_queries(
-    keyframe: Keyframe, view: MapView, map: PanopticMap, config: AssociationConfig, density: DensityConfig
+    keyframe: Keyframe,
+    parts: list[int],
+    view: MapView,
+    map: PanopticMap,
+    config: AssociationConfig,
+    density: DensityConfig,
 ) -> list[int]:
     """Gives each unmatched mask to an unmatched object at its place, or opens a query; returns the new ids.
 
     A mask that shows a side of an object that was never seen overlaps with nothing that can be rendered; its place and
-    its class are then what tells that it is a known object.
+    its class are then what tells that it is a known object. `parts` get a query of their own on trial: most often
+    the 2D model has cut an object in two, and the votes of other keyframes soon merge them again.
     """
     T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(keyframe.depth.device)
     points = transform(T_map_camera, backproject(keyframe.depth, keyframe.camera))
     usable = usable_depth(keyframe.depth, density)
     new_ids = []
     for mask in range(1, len(keyframe.mask_ids)):
-        class_index = keyframe.mask_classes[mask]
-        if keyframe.mask_ids[mask]:
+        if keyframe.mask_ids[mask] and mask not in parts:
             continue
         inside = points[(keyframe.mask_index == mask) & usable]
         if len(inside) < map.queries.config.min_mask_px:
             continue
-        row = _object_at(inside, class_index, keyframe, view.queries.ids.cpu(), map.queries, config)
+        class_index = keyframe.mask_classes[mask]
+        row = -1
+        if mask not in parts:
+            row = _object_at(inside, class_index, keyframe, view.queries.ids.cpu(), map.queries, config)
         if row >= 0:
-            observe_mask(keyframe, mask, row, map.queries)
+            keyframe.mask_ids[mask] = int(map.queries.ids[row])
         elif not map.queries.is_full():
-            score, stamp_ns = keyframe.mask_scores[mask], keyframe.stamp_ns
-            keyframe.mask_ids[mask] = map.queries.add(inside, class_index, score, stamp_ns)
+            keyframe.mask_ids[mask] = map.queries.add(inside, keyframe.stamp_ns, parent_id=keyframe.mask_ids[mask])
             new_ids.append(keyframe.mask_ids[mask])
     return new_ids
-
-
-def observe_mask(keyframe: Keyframe, mask: int, row: int, queries: InstanceQueries) -> None:
-    """Notes that a mask of a keyframe shows the object of a row."""
-    queries.observe(row, keyframe.mask_classes[mask], keyframe.mask_scores[mask], keyframe.stamp_ns)
-    keyframe.mask_ids[mask] = int(queries.ids[row])
 
 
 def _object_at(
@@ -97,16 +147,27 @@ def _object_at(
 
 
 @torch.no_grad()
-def label_unlabeled(keyframe: Keyframe, surface: Tensor, map: PanopticMap, density: DensityConfig) -> None:
-    """Gives Gaussians without a label the keyframe's at their pixel of `surface` [H, W] m, to be right at once."""
-    ids = map.gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
-    ids = ids[map.gaussians["class_index"][ids] == 0]
-    at = depth_at_centers(map.gaussians["means"][ids], keyframe, surface, density)
+def label_from(
+    keyframe: Keyframe, new_ids: list[int], surface: Tensor, map: PanopticMap, density: DensityConfig
+) -> None:
+    """Gives Gaussians the keyframe's label at their pixel of `surface` [H, W] m, to be right at once.
+
+    These are Gaussians without a label, things of no object where a mask says of which, and all in the masks that
+    opened a query.
+    """
+    book = map.gaussians
+    ids = book.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
+    at = depth_at_centers(book["means"][ids], keyframe, surface, density)
     on_surface = at.valid & ((at.depth - at.surface).abs() < tolerance(at.surface, density))
     on_surface &= keyframe.semantic[at.v, at.u] > 0
     ids, u, v = ids[on_surface], at.u[on_surface], at.v[on_surface]
-    class_index = keyframe.semantic[v, u].long()
     public_ids = torch.tensor(keyframe.mask_ids, device=ids.device)[keyframe.mask_index[v, u].long()]
+    old_class = book["class_index"][ids].long()
+    is_lost = map.head.is_thing[old_class] & (map.queries.rows_of(book["instance_id"][ids].long()) < 0)
+    is_new = torch.isin(public_ids, torch.tensor(new_ids, dtype=torch.int64, device=ids.device))
+    chosen = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | is_new
+    ids, u, v, public_ids = ids[chosen], u[chosen], v[chosen], public_ids[chosen]
+    class_index = keyframe.semantic[v, u].long()
     rows = map.queries.rows_of(public_ids)
     in_view = torch.unique(rows[rows >= 0])
     keys = map.head.keys(map.queries.table["embeddings"][in_view])
@@ -128,12 +189,12 @@ def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
     for keep, gone in _merges(queries):
         queries.merge(keep, gone)
         _relabel(map, int(queries.ids[gone]), keep)
-    limit = (queries.column("observations") + queries.config.retire_after).clamp_max(queries.config.max_contradictions)
-    ghosts = queries.column("contradictions") >= limit
+    ghosts = queries.column("contradictions") >= queries.column("observations") + queries.config.retire_after
     merged = torch.tensor([int(id) in queries.merged_into for id in queries.ids])
     if bool((ghosts | merged).any()):
         queries.remove((ghosts | merged).nonzero()[:, 0].tolist())
         keyframes.resolve_ids({id: queries.resolve(id) for id in queries.merged_into})
+    queries.count(keyframes.observations())
 
 
 @torch.no_grad()
