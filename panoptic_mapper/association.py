@@ -11,6 +11,7 @@ from torch import Tensor
 from panoptic_mapper.config import Config, param
 
 MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging, and gets none against it
+REFERENCE_PX = 320 * 240  # numbers of pixels are meant for images of this size, and grow with larger ones
 PROBABILITY_FLOOR = 1e-3  # bounds the cross entropy of one pixel
 
 
@@ -26,7 +27,7 @@ class AssociationConfig(Config):
     covered_share: float = param(
         0.6, "a mask that covers this share of a query shows it, and of two is evidence to merge", gt=0.5, le=1
     )
-    apart_weight: float = param(3.0, "votes against one object of two queries with a mask each; for: 1", ge=0)
+    apart_weight: float = param(2.0, "votes against one object of two queries with a mask each; for: 1", ge=0)
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,12 @@ class MaskOverlap:
     bce: Tensor  # [K, Q] binary cross entropy over mask_px + query_px
     shown_intersection: Tensor  # [K, Q] pixels of mask k that show query q: M_q > 0.5
     shown_px: Tensor  # [Q] pixels that show the query
+    min_px: float  # a query shown by fewer pixels tells nothing
 
     def is_covered(self, share: float) -> Tensor:
         """Which masks cover more than a share of the pixels that show which queries: bool [K, Q]."""
         inside = self.shown_intersection / self.shown_px.clamp_min(1) > share
-        return inside & (self.shown_px > MIN_QUERY_PX)
+        return inside & (self.shown_px > self.min_px)
 
 
 def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
@@ -70,8 +72,20 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
     bce = (inside + log_out.sum(0) - outside) / both_px
     dice_cost = 1 - 2 * intersection / both_px
     return MaskOverlap(
-        intersection[1:], mask_px[1:], query_px, dice_cost[1:], bce[1:], shown_intersection[1:], shown.sum(0)
+        intersection[1:],
+        mask_px[1:],
+        query_px,
+        dice_cost[1:],
+        bce[1:],
+        shown_intersection[1:],
+        shown.sum(0),
+        MIN_QUERY_PX * pixel_scale(mask_index),
     )
+
+
+def pixel_scale(image: Tensor) -> float:
+    """By how much numbers of pixels grow for an image [H, W] that is larger than the reference."""
+    return max(1.0, image.shape[0] * image.shape[1] / REFERENCE_PX)
 
 
 def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationConfig) -> list[tuple[int, int]]:

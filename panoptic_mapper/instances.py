@@ -25,8 +25,10 @@ SAMPLE = 4096  # visible Gaussians that are compared with queries at once
 MAX_SAMPLES = 16  # into which the visible Gaussians of a view are divided for that
 BULK = 0.05  # quantile of a new query's points, on both sides of which all but a few lie
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
-PART_PRIOR = 2.5  # votes for one object with which a mask on an object becomes a query of its own
+PART_PRIOR = 1.5  # votes for one object with which a mask on an object becomes a query of its own
 SEPARATE = -1.0  # votes at which it is shown as one: a keyframe more has shown both, than have shown them as one
+CLASS_DOUBT = 2.0  # evidence at which the class of an object is half sure
+MIN_AGREEMENT = 0.25  # objects of different classes need up to four times the votes to merge
 RECALL_PRIOR = 2  # keyframes in which a new query is held to have been seen without fail
 COUNTS = ("observations", "first_seen_ns", "last_seen_ns", "contradictions", "visible", "parent_id")
 
@@ -39,8 +41,8 @@ class InstanceConfig(Config):
     lr_centers: float = param(1e-3, "Adam step of query centres, m", ge=0)
     lr_shapes: float = param(1e-3, "Adam step of query rotations and log scales", ge=0)
     spread: float = param(1.5, "standard deviations of a query over those of its points", gt=0)
-    min_mask_px: int = param(30, "masks with fewer pixels with depth open no query", ge=1)
-    merge_evidence: float = param(3.0, "votes for one object (see association.apart_weight) that merge queries", gt=0)
+    min_mask_px: int = param(30, "masks with fewer pixels (of 320x240) with depth open no query", ge=1)
+    merge_evidence: float = param(2.0, "votes for one object (see association.apart_weight) that merge queries", gt=0)
     min_gaussians: int = param(8, "a query that holds fewer Gaussians is not yet an object", ge=1)
     max_queries: int = param(0, "while so many queries live no new ones are opened, 0 = no bound", ge=0)
     retire_after: int = param(3, "a query is retired when it was contradicted so much more often than observed", ge=1)
@@ -125,6 +127,14 @@ class InstanceQueries:
         """Share of the evidence [n, C] for each class of the queries `rows`."""
         evidence = self.evidence[rows]
         return evidence / evidence.sum(1, keepdim=True).clamp_min(1e-6)
+
+    def class_agreement(self) -> Tensor:
+        """Probability [Q, Q] that two queries have the same class; with little evidence any class may be the same."""
+        probabilities = self.class_probabilities(torch.arange(len(self)))
+        total = self.evidence.sum(1)
+        sure = total / (total + CLASS_DOUBT)
+        both_sure = sure[:, None] * sure
+        return (both_sure * (probabilities @ probabilities.T) + 1 - both_sure).clamp_min(MIN_AGREEMENT)
 
     def column(self, name: str) -> Tensor:
         """A column of `COUNTS` [Q], writable."""

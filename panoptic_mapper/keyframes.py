@@ -22,8 +22,8 @@ from panoptic_mapper.instances import Observations, Sighting
 class KeyframeConfig(Config):
     """A frame becomes a keyframe when the camera has moved this far from the last, or sees this much that is new."""
 
-    translation_m: float = param(0.10, "camera motion that makes a keyframe, m", ge=0)
-    rotation_deg: float = param(6.0, "camera turn that makes a keyframe, degrees", ge=0)
+    translation_m: float = param(0.06, "camera motion that makes a keyframe, m", ge=0)
+    rotation_deg: float = param(4.0, "camera turn that makes a keyframe, degrees", ge=0)
     unexplained_share: float = param(0.15, "share of pixels not in the map that makes a keyframe", ge=0, le=1)
     recent: int = param(8, "number of latest keyframes in the recent part of the window", ge=1)
 

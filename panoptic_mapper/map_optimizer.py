@@ -33,7 +33,7 @@ from panoptic_mapper.rasterizers.base import Rendering
 class OptimizerConfig(Config):
     """How much the map is optimised."""
 
-    steps_per_keyframe: int = param(20, "optimisation steps after each keyframe", ge=0)
+    steps_per_keyframe: int = param(12, "optimisation steps after each keyframe", ge=0)
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)

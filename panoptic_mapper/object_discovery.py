@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.association import (
-    MIN_QUERY_PX,
     AssociationConfig,
     MaskOverlap,
     mask_overlap,
     match_masks,
     match_parts,
+    pixel_scale,
     same_object_votes,
 )
 from panoptic_mapper.density_control import DensityConfig, depth_at_centers, tolerance, usable_depth
@@ -57,7 +57,8 @@ def associate(
     matches = match_masks(overlap, class_probs, config)
     total_px = torch.tensor(keyframe.mask_px[1:], device=masks.device)
     parts = match_parts(overlap, total_px, matches, config)
-    parts = [(k, q) for k, q in parts if keyframe.mask_px[k + 1] >= queries.config.min_mask_px]
+    min_px = queries.config.min_mask_px * pixel_scale(keyframe.mask_index)
+    parts = [(k, q) for k, q in parts if keyframe.mask_px[k + 1] >= min_px]
     own = torch.full((num_masks + 1,), -1)
     for mask, query in matches + parts:
         keyframe.mask_ids[mask + 1] = int(queries.ids[rows[query]])
@@ -73,10 +74,10 @@ def _sighting(
     keyframe: Keyframe, ids: Tensor, overlap: MaskOverlap, explained_px: Tensor, config: AssociationConfig
 ) -> Sighting:
     """What a keyframe's masks say about the queries `ids` [Q] in view, shown in `explained_px` [Q], labelled or not."""
-    is_labelled = (overlap.shown_px > MIN_LABELLED_SHARE * explained_px) & (overlap.shown_px > MIN_QUERY_PX)
+    is_labelled = (overlap.shown_px > MIN_LABELLED_SHARE * explained_px) & (overlap.shown_px > overlap.min_px)
     is_covered = overlap.is_covered(config.covered_share).sum(0) > 0
     is_contradicted = (is_labelled & ~is_covered).cpu() & ~torch.isin(ids, torch.tensor(keyframe.mask_ids))
-    is_visible = (explained_px > MIN_QUERY_PX).cpu()
+    is_visible = (explained_px > overlap.min_px).cpu()
     return Sighting(ids, same_object_votes(overlap, config).cpu(), is_contradicted.long(), is_visible.long())
 
 
@@ -114,7 +115,7 @@ def open_queries(
         if keyframe.mask_ids[mask] and mask not in parts:
             continue
         inside = points[(keyframe.mask_index == mask) & usable]
-        if len(inside) < map.queries.config.min_mask_px:
+        if len(inside) < map.queries.config.min_mask_px * pixel_scale(keyframe.mask_index):
             continue
         class_index = keyframe.mask_classes[mask]
         row = -1
@@ -209,7 +210,8 @@ def _merges(queries: InstanceQueries) -> list[tuple[int, int]]:
     """Disjoint pairs (keep, gone) of rows whose votes say that they are one object; the older id is kept."""
     votes = torch.triu(queries.votes, diagonal=1)
     pairs, taken = [], set()
-    for keep, gone in (votes >= queries.config.merge_evidence).nonzero().tolist():
+    needed = queries.config.merge_evidence / queries.class_agreement()
+    for keep, gone in (votes >= needed).nonzero().tolist():
         if keep not in taken and gone not in taken:
             pairs.append((keep, gone))
             taken |= {keep, gone}

@@ -39,7 +39,9 @@ PARAMETERS: dict[str, object] = {  # of the node
     "device": "auto",
     "queue.capacity": 200,  # long enough that nothing is dropped: every frame counts in a short sequence
     "worker.idle_refine_steps": 0,
-    "mapper.optimizer.steps_per_keyframe": 12,  # two CPU cores finish within minutes
+    "mapper.keyframes.translation_m": 0.10,  # two CPU cores finish within minutes
+    "mapper.keyframes.rotation_deg": 6.0,
+    "mapper.optimizer.steps_per_keyframe": 12,
 }
 
 
