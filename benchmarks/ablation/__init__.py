@@ -15,4 +15,4 @@ An experiment is a module of this package with three functions; `EXPERIMENTS` li
 reports. `store` keeps one line of JSON per finished job, so an interrupted run goes on where it was.
 """
 
-EXPERIMENTS = ("noise",)
+EXPERIMENTS = ("noise", "parts", "recall", "over_time", "iterations")

@@ -7,8 +7,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.ablation import EXPERIMENTS
-
 
 @dataclass(frozen=True)
 class Job:
@@ -21,12 +19,8 @@ class Job:
     seed: int = 0  # of the mapper and of the label noise
     overrides: tuple[str, ...] = ()  # key=value of `panoptic-mapper build`, e.g. "mapper.losses.color=0.5"
 
-    def __post_init__(self) -> None:
-        if self.experiment not in EXPERIMENTS:
-            raise ValueError(f"experiment: expected one of {', '.join(EXPERIMENTS)}, got '{self.experiment}'")
-
     def key(self, width_px: int) -> str:
-        """Identifies the measurement at an image width in the store."""
+        """Identifies the measurement, made at an image width, in the store."""
         return json.dumps([*dataclasses.astuple(self)[:-1], *self.overrides, f"{width_px} px"])
 
     @staticmethod

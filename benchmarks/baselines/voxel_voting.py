@@ -59,14 +59,14 @@ class VoxelVoting:
         self.instances = InstanceVotes()
         self._sums = GrowingRows(7)  # [N, 7] sums of points (m), of colours, and number of pixels
         self._class_votes = GrowingRows(len(label_space))  # [N, C]
-        self._instance_classes = GrowingRows(len(label_space))  # [I, C] by instance id
-        self._instance_classes.grow(1)  # id 0 is none
-        self._hits = GrowingRows(dtype=np.int64)  # [I] masks by instance id
+        self._hits = GrowingRows(dtype=np.int64)  # [I] masks by instance id; id 0 is none
         self._hits.grow(1)
+        self._final: tuple[np.ndarray, np.ndarray] | None = None  # class and instance of each voxel, when asked for
         self._merge_votes: Counter[tuple[int, int]] = Counter()
 
     def integrate(self, frame: Frame) -> None:
         """Takes a frame in: surface, association, votes, merging."""
+        self._final = None
         observation = self._observe(frame)
         known = self._known_instances(observation.rows)
         compared = (observation.semantic > 0) & (self._evidence(observation.rows) > 0)
@@ -93,7 +93,7 @@ class VoxelVoting:
             rows[depth <= 0] = -1
         shown = rows >= 0
         semantic, instance, color = (np.zeros((*depth.shape, *more), np.int32) for more in ((), (), (3,)))
-        semantic[shown], instance[shown] = self._labels(rows[shown])
+        semantic[shown], instance[shown] = (labels[rows[shown]] for labels in self._labels())
         color[shown] = self._sums.values[rows[shown], 3:6] / self._sums.values[rows[shown], 6:]
         labeled = semantic > 0
         semantic, instance = (filled_from_nearest(image, labeled) for image in (semantic, instance))
@@ -102,7 +102,7 @@ class VoxelVoting:
 
     @property
     def num_instances(self) -> int:
-        return len(np.unique(self._labels(np.arange(len(self.grid)))[1])) - 1
+        return len(np.setdiff1d(self._labels()[1], 0))
 
     def _observe(self, frame: Frame) -> _Observation:
         """Fuses the surface, and reduces the labels of the pixels to one segment per voxel."""
@@ -156,8 +156,7 @@ class VoxelVoting:
         opened = opened[opened > 0]
         first = len(self._hits.values)
         instance_of[opened] = first + np.arange(len(opened))
-        for table in (self._hits, self._instance_classes):
-            table.grow(first + len(opened))
+        self._hits.grow(first + len(opened))
         return instance_of
 
     def _vote(self, observation: _Observation, instance_of: np.ndarray) -> None:
@@ -165,10 +164,8 @@ class VoxelVoting:
         instance = instance_of[observation.mask]
         has = instance > 0
         self.instances.add(observation.rows[has], instance[has], observation.confidence[has])
-        _, first = np.unique(observation.mask, return_index=True)
-        for at in first[instance[first] > 0]:
-            self._hits.values[instance[at]] += 1
-            self._instance_classes.values[instance[at], observation.semantic[at]] += observation.confidence[at]
+        masks = np.unique(instance_of[np.unique(observation.mask)])
+        self._hits.values[masks[masks > 0]] += 1
 
     def _merge(self, overlap: np.ndarray, instance_of: np.ndarray) -> None:
         """Collects evidence that two instances are one object, and makes them one where it is enough."""
@@ -189,18 +186,20 @@ class VoxelVoting:
 
     def _become_one(self, older: int, younger: int) -> None:
         self.instances.rename(younger, older)
-        for table in (self._hits, self._instance_classes):
-            table.values[older] += table.values[younger]
-            table.values[younger] = 0
+        self._hits.values[older] += self._hits.values[younger]
         for pair in [pair for pair in self._merge_votes if younger in pair]:
             del self._merge_votes[pair]
 
-    def _labels(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class and instance of voxels, int64 [V] each; a thing has the class of most of its instance's masks."""
-        votes = self._class_votes.values[rows]
-        instance = self._known_instances(rows)
-        semantic = np.where(instance > 0, self._instance_classes.values[instance].argmax(1), votes.argmax(1))
-        return semantic, np.where(self._hits.values[instance] >= self.config.min_hits, instance, 0)
+    def _labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Class and instance of each voxel, int64 [N] each; an instance has the class with the most votes in it."""
+        if self._final is None:
+            votes = self._class_votes.values
+            instance = self._known_instances(np.arange(len(self.grid)))
+            of_instance = np.zeros((len(self._hits.values), votes.shape[1]))
+            np.add.at(of_instance, instance, np.where(self.label_space.is_thing, votes, 0))
+            semantic = np.where(instance > 0, of_instance.argmax(1)[instance], votes.argmax(1))
+            self._final = semantic, np.where(self._hits.values[instance] >= self.config.min_hits, instance, 0)
+        return self._final
 
 
 def _majority(voxel: np.ndarray, segment: np.ndarray, counts: np.ndarray, num_voxels: int) -> np.ndarray:

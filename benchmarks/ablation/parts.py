@@ -1,0 +1,58 @@
+"""What each part of the mapper brings at the moderate level of noise: it is switched off, all else stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation import noise, plots
+from benchmarks.ablation.context import Context
+from benchmarks.ablation.job import Job, Record
+from benchmarks.ablation.measure import held_out
+from benchmarks.ablation.tables import LABELS, gain_sentence, metric_table, scene_table, spread
+
+LEVEL = "moderate"
+REPLACED = {"label blending": "feature blending", "local attention": "global attention"}  # part: method of `noise`
+LEFT_OUT = {  # part: what switches it off
+    "label warping": ("mapper.losses.warp=0", "mapper.optimizer.warp_views=0"),
+    "merging of queries": ("mapper.instances.merge_evidence=1e9",),
+}
+PARTS = (*REPLACED, *LEFT_OUT)
+WHOLE = "all parts"
+METRICS = {"pq": ".1f", "miou": ".1f", "mcov": ".1f", "id_switches": ".0f", "counts.queries": ".0f"}
+INTRODUCTION = """## Parts
+
+Labels of the moderate level of noise; each row is the mapper without one part. Label blending is replaced by feature
+blending, local attention by global attention; the others are left out.
+"""
+
+
+def jobs(scenes: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    return [job(name, scene, seed) for name in (WHOLE, *PARTS) for scene in scenes for seed in seeds]
+
+
+def job(name: str, scene: str, seed: int) -> Job:
+    """The job of the mapper without a part, or of the whole."""
+    if name in LEFT_OUT:
+        return Job("parts", scene, "ours", LEVEL, seed, LEFT_OUT[name])
+    return noise.job(REPLACED.get(name, noise.OURS), LEVEL, scene, seed)
+
+
+def run(job: Job, context: Context) -> dict[str, Any]:
+    return held_out(job, context)
+
+
+def report(records: Sequence[Record], image_dir: Path) -> str:
+    rows = {WHOLE if name == WHOLE else f"without {name}": of_part(records, name) for name in (WHOLE, *PARTS)}
+    made, (ax,) = plots.figure(width_in=8)
+    plots.bars(ax, list(rows), {LABELS[m]: [spread(row, m) for row in rows.values()] for m in ("pq", "miou")})
+    ax.tick_params(axis="x", labelsize=7)
+    plots.legend(ax, loc="lower right")
+    sentences = [gain_sentence(name.capitalize(), rows[WHOLE], rows[f"without {name}"]) for name in PARTS]
+    texts = [INTRODUCTION, plots.save(made, image_dir, "parts"), scene_table(rows, "pq"), metric_table(rows, METRICS)]
+    return "\n\n".join([*texts, "\n".join(f"- {s}" for s in sentences)]) + "\n"
+
+
+def of_part(records: Sequence[Record], name: str) -> list[Record]:
+    return [r for r in records if r.job == job(name, r.job.scene, r.job.seed)]
