@@ -65,7 +65,7 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
     bounded = m.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)  # in the logarithms only: a floor in each of 10^5
     log_in, log_out = -bounded.log(), -(1 - bounded).log()  # pixels would make a hundred of them out of nothing
     per_mask.index_add_(0, index, torch.cat([m, log_in, log_out, shown], dim=1))
-    intersection, inside, outside, shown_intersection = per_mask.split(m.shape[1], dim=1)
+    intersection, inside, outside, shown_intersection = per_mask.reshape(num_masks + 1, 4, m.shape[1]).unbind(1)
     mask_px = torch.bincount(index, minlength=num_masks + 1).to(m.dtype)
     query_px = m.sum(0)
     both_px = (mask_px[:, None] + query_px).clamp_min(1)  # pixels of both count twice, as dice wants it

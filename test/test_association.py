@@ -6,9 +6,18 @@ import math
 from itertools import permutations
 
 import numpy as np
+import pytest
 import torch
 
-from panoptic_mapper.association import AssociationConfig, MaskOverlap, mask_overlap, match_masks, same_object_votes
+from panoptic_mapper.association import (
+    AssociationConfig,
+    MaskOverlap,
+    mask_overlap,
+    match_masks,
+    match_parts,
+    pixel_scale,
+    same_object_votes,
+)
 
 H, W, K, Q = 12, 15, 3, 4
 
@@ -71,7 +80,9 @@ def test_a_query_that_is_nowhere_has_no_pixels() -> None:
 def make_overlap(dice_cost: list[list[float]], bce: list[list[float]] | None = None) -> MaskOverlap:
     cost = torch.tensor(dice_cost)
     zero = torch.zeros(cost.shape)
-    return MaskOverlap(zero, zero.sum(1), zero.sum(0), cost, zero if bce is None else torch.tensor(bce))
+    return MaskOverlap(
+        zero, zero.sum(1), zero.sum(0), cost, zero if bce is None else torch.tensor(bce), zero, zero.sum(0), 20
+    )
 
 
 def test_the_cheapest_one_to_one_matching_is_chosen() -> None:
@@ -104,9 +115,9 @@ def test_more_masks_than_queries() -> None:
     assert match_masks(make_overlap([[], []]), torch.ones(2, 0), AssociationConfig()) == []
 
 
-def strips(*columns: tuple[int, int]) -> torch.Tensor:
-    """Masks [10, 30, n], each 1 in its range of columns."""
-    masks = torch.zeros(10, 30, len(columns))
+def strips(*columns: tuple[int, int], width: int = 30) -> torch.Tensor:
+    """Masks [10, width, n], each 1 in its range of columns."""
+    masks = torch.zeros(10, width, len(columns))
     for n, (start, stop) in enumerate(columns):
         masks[:, start:stop, n] = 1
     return masks
@@ -134,9 +145,36 @@ def test_a_query_that_is_hardly_seen_or_half_covered_gives_no_evidence() -> None
 
 
 def test_a_query_inside_a_mask_of_its_class_is_matched_however_much_more_the_mask_shows() -> None:
-    intersection = torch.tensor([[50.0]])
-    overlap = MaskOverlap(
-        intersection, torch.tensor([2000.0]), torch.tensor([55.0]), torch.tensor([[0.95]]), torch.ones(1, 1)
-    )
+    index = torch.zeros(10, 200, dtype=torch.int32)
+    index[:] = 1
+    overlap = mask_overlap(strips((0, 5), width=200), index, torch.ones(10, 200, dtype=torch.bool), 1)
+    assert overlap.dice_cost[0, 0] > 0.94
     assert match_masks(overlap, torch.tensor([[0.9]]), AssociationConfig()) == [(0, 0)]
     assert match_masks(overlap, torch.tensor([[0.1]]), AssociationConfig()) == []  # of another class
+
+
+def test_a_mask_without_a_match_on_a_query_is_a_part_of_it() -> None:
+    index = torch.zeros(10, 30, dtype=torch.int32)
+    index[:, :14], index[:, 14:20], index[:, 20:26] = 1, 2, 3
+    overlap = mask_overlap(strips((0, 23), (26, 30)), index, torch.ones(10, 30, dtype=torch.bool), 3)
+    config = AssociationConfig(part_share=0.6)
+    total_px = torch.tensor([140, 60, 60])
+    assert match_parts(overlap, total_px, [(0, 0)], config) == [(1, 0)]  # mask 3 is on it by half only
+    assert match_parts(overlap, total_px, [(0, 0), (1, 1)], config) == []
+    # What the map does not hold yet is on no query.
+    assert match_parts(overlap, 2 * total_px, [(0, 0)], config) == []
+    no_queries = mask_overlap(torch.zeros(10, 30, 0), index, torch.ones(10, 30, dtype=torch.bool), 3)
+    assert match_parts(no_queries, total_px, [], config) == []
+
+
+def test_the_little_that_a_query_has_everywhere_shows_it_nowhere() -> None:
+    index = torch.ones(100, 100, dtype=torch.int32)
+    overlap = mask_overlap(torch.full((100, 100, 1), 0.1), index, torch.ones(100, 100, dtype=torch.bool), 1)
+    assert overlap.query_px[0] == pytest.approx(1000)
+    assert overlap.shown_px[0] == 0
+    assert not overlap.is_covered(0.6).any()
+
+
+@pytest.mark.parametrize(("size", "scale"), [((60, 80), 1), ((240, 320), 1), ((480, 640), 4)])
+def test_numbers_of_pixels_grow_with_the_image(size: tuple[int, int], scale: float) -> None:
+    assert pixel_scale(torch.zeros(size)) == scale
