@@ -50,7 +50,7 @@ def queries() -> InstanceQueries:
     queries = InstanceQueries(InstanceConfig(), len(SPACE), torch.Generator().manual_seed(1), CPU)
     g = torch.Generator().manual_seed(2)
     for x_m in (0.0, 1.0):
-        queries.add(0.2 * torch.randn(500, 3, generator=g) + torch.tensor([x_m, 0, 0]), CHAIR, 1.0, 0)
+        queries.add(0.2 * torch.randn(500, 3, generator=g) + torch.tensor([x_m, 0, 0]), 0)
     return queries
 
 

@@ -15,7 +15,7 @@ from panoptic_mapper.frame import Frame
 from panoptic_mapper.segmenters.base import Segmenter
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 
-SYNTHETIC_SCENES = {"synthetic_rooms": "synthetic:num_rooms=4,num_frames=400,width=640,height=480"}
+SYNTHETIC_SCENES = {"synthetic_rooms": "synthetic:num_rooms=3,num_frames=200,width=320,height=240"}
 SCENES = ("sim_aws_house", "sim_apt_flat", *SYNTHETIC_SCENES)
 TEST_EVERY = 8  # every 8th frame is held out
 
