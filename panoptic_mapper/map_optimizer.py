@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from panoptic_mapper.losses import (
     query_repulsion,
 )
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.surfels import surface_terms
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class MapOptimizer:
     def __init__(self, map: PanopticMap, config: OptimizerConfig, weights: LossWeights, density: DensityConfig):
         self.map, self.config, self.weights, self.density = map, config, weights, density
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
+        self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
         self._steps = 0
 
@@ -51,7 +54,10 @@ class MapOptimizer:
             labels = view.blend_labels()
             terms |= self._label_terms(keyframe, view, labels)
         torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
-        self.map.gaussians.table.update(view.gaussians, view.seen())
+        seen = view.seen()
+        if self.on_gradients is not None:
+            self.on_gradients(keyframe, view, seen)
+        self.map.gaussians.table.update(view.gaussians, seen)
         if labels is not None:
             self.map.queries.table.update(view.queries)
             self._head_adam.step()
@@ -61,18 +67,22 @@ class MapOptimizer:
         self._steps += 1
 
     def _geometry_terms(self, keyframe: Keyframe, view: MapView) -> dict[str, Tensor]:
-        rendering = view.render()
+        surface = view.render_surface() if self.map.gaussians.config.base == "surfel" else None
+        rendering = view.render() if surface is None else surface.rendering
         observed = keyframe.color.float() / 255
         counted = unobstructed(keyframe.depth, self.density).float()
         measured = usable_depth(keyframe.depth, self.density).float()
         covered = measured * (rendering.alpha.detach() > 0.5)
         largest = view.gaussians["log_scales"].amax(1).exp()
-        return {
+        terms = {
             "color": color_loss(rendering.color, observed, counted, self.weights.ssim_share),
             "depth": masked_mean((rendering.depth - keyframe.depth).abs(), covered),
             "opacity": masked_mean(1 - rendering.alpha, measured),
             "scale": (largest - self.weights.max_scale_m).clamp_min(0).mean(),
         }
+        if surface is not None:
+            terms |= surface_terms(surface, keyframe.camera)
+        return terms
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
         columns = labels.columns

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
+from panoptic_mapper.gaussian_map import HARMONICS, GaussianMap, splat_inputs
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import InstanceQueries
 from panoptic_mapper.label_rendering import LabelRendering, blend_labels
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
+from panoptic_mapper.spherical_harmonics import seen_colors
+from panoptic_mapper.surfels import SurfaceRendering, render_surface
 
 MIN_SEEN_PX = 0.3  # px
 
@@ -28,6 +30,7 @@ class MapView:
     queries: Rows  # queries in view [Q]
     projection: ProjectedView
     head: PanopticHead
+    T_camera_map: Tensor  # [4, 4] float32
 
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
@@ -48,7 +51,22 @@ class MapView:
 
     def render(self) -> Rendering:
         """Colour, depth and alpha."""
-        return self.projection.render(self.gaussians["colors"][self.projection.visible])
+        return self.projection.render(self.colors())
+
+    def render_surface(self) -> SurfaceRendering:
+        """The same, with the normals of surfels and how far their depths are spread along each ray."""
+        visible = self.projection.visible
+        means, quats = self.gaussians["means"][visible], self.gaussians["quats"][visible]
+        return render_surface(self.projection, self.colors(), means, quats, self.T_camera_map)
+
+    def colors(self) -> Tensor:
+        """RGB [V, 3] of the visible Gaussians from the camera's place."""
+        visible = self.projection.visible
+        colors = self.gaussians["colors"][visible]
+        if HARMONICS not in self.gaussians.columns:
+            return colors
+        camera_center = -self.T_camera_map[:3, :3].T @ self.T_camera_map[:3, 3]
+        return seen_colors(colors, self.gaussians[HARMONICS][visible], self.gaussians["means"][visible], camera_center)
 
     def blend_labels(self) -> LabelRendering:
         """Semantic and panoptic label images."""
@@ -72,7 +90,7 @@ class PanopticMap:
         projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
         visible_means = candidates["means"].detach()[projection.visible]
         queries = self.queries.table.gather(self.queries.in_view(T_camera_map, camera, visible_means))
-        return MapView(candidates, queries, projection, self.head)
+        return MapView(candidates, queries, projection, self.head, T_camera_map)
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
