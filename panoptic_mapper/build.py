@@ -1,10 +1,11 @@
-"""Offline use: the same mapper over a recorded sequence, without ROS."""
+"""The same mapper over a recorded sequence, without ROS."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,15 +15,19 @@ from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import split_indices
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import UP_AXES, MapperConfig, PanopticMapper
+from panoptic_mapper.offline import optimize_globally
 from panoptic_mapper.segmenters import SegmenterConfig, create_segmenter
 
-Progress = Callable[[int, int, str], None]  # frames done, frames in all, a few words about the map
+Progress = Callable[[int, int, str], None]  # frames or global steps done, number of these in all, a few words
 
 
 @dataclass(frozen=True)
 class BuildConfig(Config):
     """Settings of `panoptic-mapper build`; `mapper` and `segmenter` are those of the node."""
 
+    mode: Literal["online", "offline"] = param(
+        "online", "offline: the map is optimised as a whole after the last frame", choices=("online", "offline")
+    )
     every: int = param(1, "only every so many-th frame of the sequence is used", ge=1)
     test_every: int = param(8, "every so many-th frame is held out of mapping for the test metrics, 0 = none", ge=0)
     device: str = param(
@@ -42,7 +47,7 @@ class Built:
 
 
 def build_map(dataset: Dataset, config: BuildConfig, progress: Progress | None = None) -> Built:
-    """Maps a sequence frame by frame; held-out frames are never read.
+    """Maps a sequence frame by frame, and offline as a whole afterwards; held-out frames are never read.
 
     Raises:
         ValueError: the segmenter does not fit the sequence, or a frame is unreadable.
@@ -59,7 +64,15 @@ def build_map(dataset: Dataset, config: BuildConfig, progress: Progress | None =
         if progress is not None:
             num_gaussians, num_objects = len(mapper.map.gaussians), len(mapper.map.queries)
             progress(done, len(splits["train"]), f"{num_gaussians:,} Gaussians, {num_objects} objects")
+    if config.mode == "offline":
+        optimize_globally(mapper, config.mapper.offline, _global_progress(mapper, progress))
     return Built(mapper, splits, time.perf_counter() - start)
+
+
+def _global_progress(mapper: PanopticMapper, progress: Progress | None) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(done, total, f"global steps, {len(mapper.map.gaussians):,} Gaussians")
 
 
 def create_mapper(

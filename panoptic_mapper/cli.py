@@ -58,6 +58,8 @@ def build(
     dataset: DatasetSpec,
     out: Annotated[Path, typer.Option(help="Folder for the map, objects, point clouds, report and picture.")],
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. mapper.density.stride_px=3")] = None,
+    mode: Annotated[str, typer.Option(help="online, or offline: optimise the whole map after the last frame.")] = "",
+    iterations: Annotated[int | None, typer.Option(help="Steps of the whole map's optimisation (offline).")] = None,
     segmenter: Annotated[str, typer.Option(help="2D labels: dataset, tiny, geometric or none.")] = "",
     noise: Annotated[str, typer.Option(help="Noise put on the sequence's labels: clean, moderate or hard.")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of the mapper and of the label noise.")] = None,
@@ -74,6 +76,8 @@ def build(
     from panoptic_mapper.results import make_report, writable_folder, write_results
 
     given = {
+        "mode": mode,
+        "mapper.offline.iterations": iterations,
         "segmenter.name": segmenter,
         "segmenter.noise": noise,
         "segmenter.seed": seed,
@@ -88,7 +92,12 @@ def build(
     writable_folder(out)
     with _progress("mapping", quiet=as_json) as progress:
         built = build_map(sequence, build_config, progress)
-    about = {"segmenter": build_config.segmenter.name, "noise": build_config.segmenter.noise}
+    about = {
+        "mode": build_config.mode,
+        "iterations": build_config.mapper.offline.iterations if build_config.mode == "offline" else 0,
+        "segmenter": build_config.segmenter.name,
+        "noise": build_config.segmenter.noise,
+    }
     report = make_report(built.mapper, sequence, built.splits, built.wall_s, **about)
     write_results(out, built.mapper, sequence, built.splits["train"], report)
     if as_json:

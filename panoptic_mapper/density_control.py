@@ -13,6 +13,7 @@ from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
 from panoptic_mapper.geometry import backproject, project, transform
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.surfels import disc_shapes
 
 FILL_LEVELS = 6  # holes in the depth of up to about 2^5 pixels from their border are filled
 
@@ -83,8 +84,13 @@ def unexplained(depth: Tensor, surface: Tensor, rendering: Rendering, config: De
     return usable_depth(surface, config) & ((rendering.alpha < config.min_alpha) | in_front)
 
 
-def grown_gaussians(keyframe: Keyframe, surface: Tensor, where: Tensor, config: DensityConfig) -> dict[str, Tensor]:
-    """Columns of new Gaussians, one per grid pixel of `where` [H, W] bool: round, on `surface` [H, W] m, unlabeled."""
+def grown_gaussians(
+    keyframe: Keyframe, surface: Tensor, where: Tensor, config: DensityConfig, base: str = "3dgs"
+) -> dict[str, Tensor]:
+    """Columns of new Gaussians, one per grid pixel of `where` [H, W] bool, on `surface` [H, W] m, unlabeled.
+
+    They are round, or, where `base` is "surfel", discs that lie in the surface.
+    """
     grid = torch.zeros_like(where)
     start = config.stride_px // 2
     grid[start :: config.stride_px, start :: config.stride_px] = True
@@ -93,12 +99,15 @@ def grown_gaussians(keyframe: Keyframe, surface: Tensor, where: Tensor, config: 
     T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(depth.device)
     n = len(depth)
     scale = config.scale * config.stride_px * depth / keyframe.camera.fx
-    quats = depth.new_zeros(n, 4)
+    points = backproject(surface, keyframe.camera)
+    quats, log_scales = depth.new_zeros(n, 4), scale.log()[:, None].expand(n, 3)
     quats[:, 0] = 1
+    if base == "surfel":
+        quats, log_scales = disc_shapes(points, T_map_camera, scale, u, v)
     return {
-        "means": transform(T_map_camera, backproject(surface, keyframe.camera)[v, u]),
+        "means": transform(T_map_camera, points[v, u]),
         "quats": quats,
-        "log_scales": scale.log()[:, None].expand(n, 3),
+        "log_scales": log_scales,
         "opacity_logits": torch.logit(depth.new_full((n, 1), config.opacity)),
         "colors": keyframe.color[v, u].float() / 255,
         "semantics": depth.new_zeros(n, SEMANTIC_DIM),

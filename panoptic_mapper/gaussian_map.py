@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.geometry import in_frustum, transform
 from panoptic_mapper.parameter_table import ParameterTable, Rows
+from panoptic_mapper.spherical_harmonics import degree_of_width, width_of_degree
 
 SEMANTIC_DIM = 16
 INSTANCE_DIM = 32
@@ -22,10 +24,11 @@ WIDTHS = {
     "quats": 4,  # wxyz, not normalised
     "log_scales": 3,  # log of the standard deviations in m
     "opacity_logits": 1,
-    "colors": 3,  # RGB, 0..1 (not clamped)
+    "colors": 3,  # RGB, 0..1 (not clamped), the mean over all directions of view
     "semantics": SEMANTIC_DIM,
     "instances": INSTANCE_DIM,
 }
+HARMONICS = "harmonics"  # one more column where the SH degree is above 0: coefficients that turn with the view
 
 BOOK = (
     "anchor",  # keyframe id
@@ -45,16 +48,31 @@ class LearningRates(Config):
     log_scales: float = param(8e-3, "log standard deviations", ge=0)
     opacity_logits: float = param(3e-2, "opacity logits", ge=0)
     colors: float = param(8e-3, "RGB in 0..1", ge=0)
+    harmonics_share: float = param(0.05, "rate of the higher SH bands as a share of that of colors", ge=0)
     semantics: float = param(2e-2, "semantic features", ge=0)
     instances: float = param(3e-2, "instance features", ge=0)
 
 
-class GaussianMap:
-    """N Gaussians. All that is per Gaussian changes through `append` and `keep`, so rows stay aligned."""
+@dataclass(frozen=True)
+class GaussianConfig(Config):
+    """What a Gaussian is."""
 
-    def __init__(self, rates: LearningRates, device: torch.device):
+    base: Literal["3dgs", "surfel"] = param(
+        "3dgs", "shape of a Gaussian: an ellipsoid, or a flat disc with a normal", choices=("3dgs", "surfel")
+    )
+    sh_degree: int = param(0, "SH degree of the colours while frames arrive; 0 = the same from all sides", ge=0, le=3)
+
+
+class GaussianMap:
+    """N Gaussians. All that is per Gaussian changes through `append`, `duplicate` and `keep`, so rows stay aligned."""
+
+    def __init__(self, rates: LearningRates, device: torch.device, config: GaussianConfig | None = None):
+        self.config = config or GaussianConfig()
+        self._rates = rates
         self.table = ParameterTable(WIDTHS, vars(rates), device)
         self._book = torch.zeros(0, len(BOOK), dtype=torch.int32, device=device)
+        self.raise_sh_degree(self.config.sh_degree)
+        self.scale_rates(1.0, 1.0)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -67,6 +85,34 @@ class GaussianMap:
     def nbytes(self) -> int:
         return self.table.nbytes + self._book.nbytes
 
+    @property
+    def sh_degree(self) -> int:
+        """Degree of the spherical harmonics of the colours."""
+        return degree_of_width(self.table.widths.get(HARMONICS, 0))
+
+    def raise_sh_degree(self, degree: int) -> None:
+        """Gives the colours more bands, which are 0 at first; a lower degree than the present one changes nothing."""
+        if degree > self.sh_degree:
+            rate = self._rates.harmonics_share * self._rates.colors
+            self.table.widen(HARMONICS, width_of_degree(degree), rate)
+
+    def scale_rates(self, means: float, others: float) -> None:
+        """Sets the learning rates to shares of the configured ones: that of the centres, and of other shape and colour.
+
+        Those of label features stay.
+        """
+        rates, flat = self._rates, self.config.base == "surfel"
+        scales = others * rates.log_scales
+        self.table.set_rates(
+            means=means * rates.means,
+            quats=others * rates.quats,
+            log_scales=[scales, scales, 0.0 if flat else scales],  # a surfel's thickness is not learned
+            opacity_logits=others * rates.opacity_logits,
+            colors=others * rates.colors,
+        )
+        if self.sh_degree > 0:
+            self.table.set_rates(**{HARMONICS: others * rates.harmonics_share * rates.colors})
+
     def ids_in_frustum(self, T_camera_map: Tensor, camera: PinholeCamera) -> Tensor:
         """Rows [V] whose centre projects into the slightly widened image: the candidates of a view."""
         points = transform(T_camera_map, self["means"])
@@ -74,10 +120,16 @@ class GaussianMap:
 
     def append(self, columns: dict[str, Tensor], anchor: int) -> None:
         """Adds Gaussians [n, width] by column, bound to the keyframe `anchor`; they start without a label."""
-        self.table.append(**columns)
+        self._append_rows(columns)
         new = self._book.new_zeros(len(self) - len(self._book), len(BOOK))
         new[:, BOOK.index("anchor")] = anchor
         self._book = torch.cat([self._book, new])
+
+    def duplicate(self, ids: Tensor, changed: dict[str, Tensor]) -> None:
+        """Adds copies of the rows `ids` [n], label and anchor included, with other values in the columns `changed`."""
+        columns = {name: self[name][ids] for name in self.table.widths}
+        self.table.append(**(columns | changed))
+        self._book = torch.cat([self._book, self._book[ids]])
 
     def keep(self, mask: Tensor) -> None:
         """Drops the Gaussians where `mask` [N] is False."""
@@ -86,9 +138,19 @@ class GaussianMap:
 
     def restore(self, columns: dict[str, Tensor], book: dict[str, Tensor]) -> None:
         """Fills an empty map with saved learnable and bookkeeping columns."""
+        if HARMONICS in columns:
+            self.raise_sh_degree(degree_of_width(columns[HARMONICS].shape[1]))
         self.append(columns, anchor=0)
         for name, values in book.items():
             self[name][:] = values.to(self._book)
+
+    def _append_rows(self, columns: dict[str, Tensor]) -> None:
+        """Adds rows to the table; higher bands of the colours that are not given, or are of a lower degree, are 0."""
+        width = self.table.widths.get(HARMONICS, 0)
+        if width > 0:
+            given = columns.get(HARMONICS, columns["colors"].new_zeros(len(columns["colors"]), 0))
+            columns = columns | {HARMONICS: torch.nn.functional.pad(given, (0, width - given.shape[1]))}
+        self.table.append(**columns)
 
 
 def splat_inputs(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:

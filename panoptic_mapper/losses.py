@@ -22,6 +22,8 @@ class LossWeights(Config):
     depth: float = param(2.0, "depth, mean absolute error in m", ge=0)
     opacity: float = param(0.2, "missing opacity where depth was measured", ge=0)
     scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess in m", ge=0)
+    normal: float = param(0.3, "surfels only: their normals against those of the rendered depth", ge=0)
+    distortion: float = param(1.0, "surfels only: spread of their depths along a ray, m^2", ge=0)
     max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)
     semantic: float = param(0.5, "cross entropy of the blended semantic labels", ge=0)
     panoptic: float = param(0.5, "cross entropy of the blended panoptic distribution", ge=0)

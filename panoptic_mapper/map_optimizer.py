@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,7 @@ from panoptic_mapper.losses import (
 from panoptic_mapper.object_discovery import associate
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.surfels import SurfaceRendering, surface_terms
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class MapOptimizer:
         self.map, self.config, self.weights, self.density = map, config, weights, density
         self.association = association
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
+        self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
         self._steps = 0
 
@@ -62,8 +64,9 @@ class MapOptimizer:
         view = self.map.view(keyframe.camera, keyframe.T_map_camera)
         if len(view.visible_ids) == 0:
             return
-        rendering = view.render()
-        terms = self._geometry_terms(keyframe, view, rendering)
+        surface = view.render_surface() if self.map.gaussians.config.base == "surfel" else None
+        rendering = view.render() if surface is None else surface.rendering
+        terms = self._geometry_terms(keyframe, view, rendering, surface)
         labels = None
         if keyframe.has_labels and self._steps % self.config.label_every == 0:
             labels = view.blend_labels()
@@ -73,7 +76,10 @@ class MapOptimizer:
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
         torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
-        self.map.gaussians.table.update(view.gaussians, view.seen())
+        seen = view.seen()
+        if self.on_gradients is not None:
+            self.on_gradients(keyframe, view, seen)
+        self.map.gaussians.table.update(view.gaussians, seen)
         if labels is not None:
             self.map.queries.table.update(view.queries, view.queries_in_view)
             self._head_adam.step()
@@ -82,18 +88,23 @@ class MapOptimizer:
         self.losses |= {name: value.detach() for name, value in terms.items()}
         self._steps += 1
 
-    def _geometry_terms(self, keyframe: Keyframe, view: MapView, rendering: Rendering) -> dict[str, Tensor]:
+    def _geometry_terms(
+        self, keyframe: Keyframe, view: MapView, rendering: Rendering, surface: SurfaceRendering | None
+    ) -> dict[str, Tensor]:
         observed = keyframe.color.float() / 255
         counted = unobstructed(keyframe.depth, self.density).float()
         measured = usable_depth(keyframe.depth, self.density).float()
         covered = measured * (rendering.alpha.detach() > 0.5)
         largest = view.gaussians["log_scales"].amax(1).exp()
-        return {
+        terms = {
             "color": color_loss(rendering.color, observed, counted, self.weights.ssim_share),
             "depth": masked_mean((rendering.depth - keyframe.depth).abs(), covered),
             "opacity": masked_mean(1 - rendering.alpha, measured),
             "scale": (largest - self.weights.max_scale_m).clamp_min(0).mean(),
         }
+        if surface is not None:
+            terms |= surface_terms(surface, keyframe.camera)
+        return terms
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
         columns = labels.columns

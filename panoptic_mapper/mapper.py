@@ -17,6 +17,7 @@ import torch
 from panoptic_mapper import extraction, mapper_state
 from panoptic_mapper.association import AssociationConfig
 from panoptic_mapper.config import Config, param, section
+from panoptic_mapper.densification import DensificationConfig
 from panoptic_mapper.density_control import (
     DensityConfig,
     count_free_space_hits,
@@ -28,7 +29,7 @@ from panoptic_mapper.density_control import (
     usable_depth,
 )
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
-from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
+from panoptic_mapper.gaussian_map import GaussianConfig, GaussianMap, LearningRates
 from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
 from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
@@ -42,6 +43,7 @@ from panoptic_mapper.object_discovery import (
     open_queries,
     refit_queries,
 )
+from panoptic_mapper.offline import OfflineConfig
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
@@ -67,6 +69,7 @@ class MapperConfig(Config):
     rasterizer: RasterizerName = param(
         "auto", "auto = gsplat on CUDA, cpu elsewhere", choices=("auto", "cpu", "gsplat", "torch")
     )
+    gaussians: GaussianConfig = section(GaussianConfig)
     keyframes: KeyframeConfig = section(KeyframeConfig)
     density: DensityConfig = section(DensityConfig)
     association: AssociationConfig = section(AssociationConfig)
@@ -75,6 +78,8 @@ class MapperConfig(Config):
     optimizer: OptimizerConfig = section(OptimizerConfig)
     losses: LossWeights = section(LossWeights)
     learning_rates: LearningRates = section(LearningRates)
+    offline: OfflineConfig = section(OfflineConfig)
+    densification: DensificationConfig = section(DensificationConfig)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class PanopticMapper:
         config = self.config
         generator = torch.Generator().manual_seed(config.seed)
         self.map = PanopticMap(
-            GaussianMap(config.learning_rates, self.device),
+            GaussianMap(config.learning_rates, self.device, config.gaussians),
             InstanceQueries(config.instances, len(self.label_space), generator, self.device),
             PanopticHead(self.label_space, generator, self.device),
             self._rasterizer,
@@ -241,7 +246,7 @@ class PanopticMapper:
         """Adds what the map lacks, with labels that are right at once; returns the number of new Gaussians."""
         surface = filled_depth(keyframe.depth, self.config.density)
         new = unexplained(keyframe.depth, surface, rendering, self.config.density)
-        columns = grown_gaussians(keyframe, surface, new, self.config.density)
+        columns = grown_gaussians(keyframe, surface, new, self.config.density, self.config.gaussians.base)
         self.map.gaussians.append(columns, keyframe.id)
         label_from(keyframe, new_ids, surface, self.map, self.config.density)
         refit_queries(self.map)

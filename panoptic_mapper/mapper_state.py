@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.gaussian_map import BOOK, WIDTHS
+from panoptic_mapper.gaussian_map import BOOK, HARMONICS, WIDTHS
 from panoptic_mapper.instances import COUNTS, Sighting
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.spherical_harmonics import degree_of_width
 
 if TYPE_CHECKING:
     from panoptic_mapper.mapper import PanopticMapper
@@ -30,7 +31,7 @@ HEAD_PARAMETERS = ("codes", "key_projection")
 def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and what describes them."""
     gaussians, queries, head = mapper.map.gaussians, mapper.map.queries, mapper.map.head
-    tensors = {f"gaussians/{name}": gaussians[name] for name in (*WIDTHS, *BOOK)}
+    tensors = {f"gaussians/{name}": gaussians[name] for name in (*gaussians.table.widths, *BOOK)}
     tensors |= {f"queries/{name}": queries.table[name] for name in queries.table.widths}
     tensors |= {f"queries/{name}": getattr(queries, name) for name in QUERY_RECORDS}
     tensors |= {f"head/{name}": getattr(head, name) for name in HEAD_PARAMETERS}
@@ -75,7 +76,8 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
         raise ValueError(f"the saved map is incomplete: {error} is missing") from error
     tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items() if not n.startswith("keyframes/")}
     mapper.reset()
-    columns, book = ({name: tensors[f"gaussians/{name}"] for name in names} for names in (WIDTHS, BOOK))
+    columns = {name: tensors[f"gaussians/{name}"] for name in _columns(arrays)}
+    book = {name: tensors[f"gaussians/{name}"] for name in BOOK}
     mapper.map.gaussians.restore(columns, book)
     queries = mapper.map.queries
     queries.table.append(**{name: tensors[f"queries/{name}"] for name in queries.table.widths})
@@ -92,7 +94,7 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
 def _check_shapes(mapper: PanopticMapper, arrays: dict[str, np.ndarray]) -> None:
     """Raises ValueError naming the array whose shape is not that of this map's; KeyError where one is missing."""
     N, Q = len(arrays["gaussians/means"]), len(arrays["queries/ids"])
-    shapes: dict[str, tuple[int, ...]] = {f"gaussians/{name}": (N, width) for name, width in WIDTHS.items()}
+    shapes: dict[str, tuple[int, ...]] = {f"gaussians/{name}": (N, width) for name, width in _columns(arrays).items()}
     shapes |= {f"gaussians/{name}": (N,) for name in BOOK}
     shapes |= {f"queries/{name}": (Q, width) for name, width in mapper.map.queries.table.widths.items()}
     shapes |= {"queries/ids": (Q,), "queries/evidence": (Q, len(mapper.label_space))}
@@ -101,6 +103,15 @@ def _check_shapes(mapper: PanopticMapper, arrays: dict[str, np.ndarray]) -> None
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"the saved map has {name} of shape {arrays[name].shape}, expected {shape}")
+
+
+def _columns(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """The learnable columns of saved Gaussians with their widths; the colours may have more bands than this map's."""
+    if f"gaussians/{HARMONICS}" not in arrays:
+        return WIDTHS
+    width = arrays[f"gaussians/{HARMONICS}"].shape[-1]
+    degree_of_width(width)
+    return WIDTHS | {HARMONICS: width}
 
 
 def _described(keyframe: Keyframe) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
+from panoptic_mapper.gaussian_map import HARMONICS, GaussianMap, splat_inputs
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import InstanceQueries
 from panoptic_mapper.label_rendering import (
@@ -23,6 +23,8 @@ from panoptic_mapper.label_rendering import (
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
+from panoptic_mapper.spherical_harmonics import seen_colors
+from panoptic_mapper.surfels import SurfaceRendering, render_surface
 
 MIN_SEEN_PX = 0.3  # px
 
@@ -38,6 +40,7 @@ class MapView:
     head: PanopticHead
     labels: LabelConfig
     all_gaussians: ParameterTable  # of the map [N]; only global attention reads it
+    T_camera_map: Tensor  # [4, 4] float32
 
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
@@ -58,7 +61,22 @@ class MapView:
 
     def render(self) -> Rendering:
         """Colour, depth and alpha."""
-        return self.projection.render(self.gaussians["colors"][self.projection.visible])
+        return self.projection.render(self.colors())
+
+    def render_surface(self) -> SurfaceRendering:
+        """The same, with the normals of surfels and how far their depths are spread along each ray."""
+        visible = self.projection.visible
+        means, quats = self.gaussians["means"][visible], self.gaussians["quats"][visible]
+        return render_surface(self.projection, self.colors(), means, quats, self.T_camera_map)
+
+    def colors(self) -> Tensor:
+        """RGB [V, 3] of the visible Gaussians from the camera's place."""
+        visible = self.projection.visible
+        colors = self.gaussians["colors"][visible]
+        if HARMONICS not in self.gaussians.columns:
+            return colors
+        camera_center = -self.T_camera_map[:3, :3].T @ self.T_camera_map[:3, 3]
+        return seen_colors(colors, self.gaussians[HARMONICS][visible], self.gaussians["means"][visible], camera_center)
 
     def blend_labels(self) -> LabelRendering:
         """Semantic and panoptic label images."""
@@ -94,7 +112,9 @@ class PanopticMap:
         rows = torch.arange(len(self.queries), device=device) if self.labels.attention == "global" else in_view
         queries = self.queries.table.gather(rows)
         table = self.gaussians.table
-        return MapView(candidates, queries, torch.isin(rows, in_view), projection, self.head, self.labels, table)
+        return MapView(
+            candidates, queries, torch.isin(rows, in_view), projection, self.head, self.labels, table, T_camera_map
+        )
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:

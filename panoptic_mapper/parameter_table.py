@@ -24,6 +24,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def gradient(self, name: str) -> Tensor:
+        """The gradient [V, width] of a column after backward; 0 where none came."""
+        if self.leaf.grad is None:
+            return torch.zeros_like(self.columns[name])
+        widths = [column.shape[1] for column in self.columns.values()]
+        return self.leaf.grad.split(widths, dim=1)[list(self.columns).index(name)]
+
 
 class ParameterTable:
     """Learnable rows [N, D] whose columns have names. Only rows that took part in a step are touched by it.
@@ -33,7 +40,7 @@ class ParameterTable:
     """
 
     def __init__(self, widths: dict[str, int], learning_rates: dict[str, float], device: torch.device):
-        self.widths = widths
+        self.widths = dict(widths)
         self.device = device
         self._rates = torch.cat([torch.full((w,), learning_rates[name]) for name, w in widths.items()]).to(device)
         width = sum(widths.values())
@@ -78,6 +85,23 @@ class ParameterTable:
         self._moments[ids] = moments
         step = first / (1 - BETA_1**t) / ((second / (1 - BETA_2**t)).sqrt_() + EPSILON)
         self._values[ids] = values - self._rates * step
+
+    def set_rates(self, **rates: float | list[float]) -> None:
+        """Changes the learning rates of columns: one for all elements of a column, or one for each."""
+        for name, rate in rates.items():
+            self._rates[self._span(name)] = torch.tensor(rate).to(self._rates)
+
+    def widen(self, name: str, width: int, rate: float) -> None:
+        """Makes the last column `name` wider, or adds it; what is new is 0 in all rows, and has no moments."""
+        if name in self.widths and name != list(self.widths)[-1]:
+            raise ValueError(f"widen: expected the last column, {list(self.widths)[-1]}, got {name}")
+        added = width - self.widths.get(name, 0)
+        if added < 0:
+            raise ValueError(f"widen: expected a width of at least {self.widths[name]}, got {width}")
+        self.widths[name] = width
+        self._values = torch.nn.functional.pad(self._values, (0, added))
+        self._moments = torch.nn.functional.pad(self._moments, (0, added))
+        self._rates = torch.cat([self._rates, self._rates.new_full((added,), rate)])
 
     def append(self, **columns: Tensor) -> None:
         """Adds rows; every column must be given, [n, width] each."""

@@ -16,10 +16,8 @@ SH_C0 = 0.28209479177387814  # the constant spherical harmonic, 1 / (2 sqrt(pi))
 _PLY_TYPES = {"<f4": "float", "|u1": "uchar", "<i4": "int"}
 _LABELED = "x:<f4 y:<f4 z:<f4 red:u1 green:u1 blue:u1 class:<i4 instance:<i4 confidence:<f4"
 _MESH = "x:<f4 y:<f4 z:<f4 red:u1 green:u1 blue:u1 class:<i4 instance:<i4"
-_GAUSSIAN = (
-    "x:<f4 y:<f4 z:<f4 nx:<f4 ny:<f4 nz:<f4 f_dc_0:<f4 f_dc_1:<f4 f_dc_2:<f4 opacity:<f4"
-    " scale_0:<f4 scale_1:<f4 scale_2:<f4 rot_0:<f4 rot_1:<f4 rot_2:<f4 rot_3:<f4"
-)
+_GAUSSIAN_BEFORE_HARMONICS = "x:<f4 y:<f4 z:<f4 nx:<f4 ny:<f4 nz:<f4 f_dc_0:<f4 f_dc_1:<f4 f_dc_2:<f4"
+_GAUSSIAN_AFTER_HARMONICS = "opacity:<f4 scale_0:<f4 scale_1:<f4 scale_2:<f4 rot_0:<f4 rot_1:<f4 rot_2:<f4 rot_3:<f4"
 
 
 def save_labeled_ply(path: Path, snapshot: MapSnapshot) -> None:
@@ -44,15 +42,22 @@ def save_gaussian_ply(
     log_scales: np.ndarray,  # [N, 3] log of standard deviations in m
     opacity_logits: np.ndarray,  # [N]
     colors: np.ndarray,  # [N, 3] rgb, 0..1
+    harmonics: np.ndarray | None = None,  # [N, 3 K] rgb triples of the K coefficients of the higher bands
 ) -> None:
-    """Writes the Gaussians (SH degree 0) as 3DGS viewers read them; normals are 0, as in the original files.
+    """Writes the Gaussians as 3DGS viewers read them; normals are 0, as in the original files.
 
     Raises:
         ValueError: naming the file, when it cannot be written.
     """
-    vertices = _vertices(len(means), _GAUSSIAN)
+    width = 0 if harmonics is None else harmonics.shape[1]
+    rest = [f"f_rest_{k}" for k in range(width)]
+    properties = [_GAUSSIAN_BEFORE_HARMONICS, *(f"{name}:<f4" for name in rest), _GAUSSIAN_AFTER_HARMONICS]
+    vertices = _vertices(len(means), " ".join(properties))
     _fill(vertices, "x y z", means)
     _fill(vertices, "f_dc_0 f_dc_1 f_dc_2", (np.asarray(colors) - 0.5) / SH_C0)
+    if harmonics is not None:
+        by_channel = harmonics.reshape(len(means), width // 3, 3).transpose(0, 2, 1)  # there, first all of red
+        _fill(vertices, " ".join(rest), by_channel.reshape(len(means), width))
     vertices["opacity"] = opacity_logits
     _fill(vertices, "scale_0 scale_1 scale_2", log_scales)
     _fill(vertices, "rot_0 rot_1 rot_2 rot_3", quats)

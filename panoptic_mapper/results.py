@@ -17,7 +17,7 @@ from panoptic_mapper.config import config_from_dict, to_dict
 from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import evaluate
 from panoptic_mapper.frame import Frame, checked_pose
-from panoptic_mapper.gaussian_map import WIDTHS
+from panoptic_mapper.gaussian_map import HARMONICS
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import MapperConfig, PanopticMapper
 from panoptic_mapper.segmenters.none import NoSegmenter
@@ -126,10 +126,10 @@ def write_results(
     write_json(out / REPORT_FILE, report)
     snapshot = mapper.snapshot()
     ply.save_labeled_ply(out / POINTS_FILE, snapshot)
-    columns = {name: mapper.map.gaussians[name].cpu().numpy() for name in WIDTHS}
+    columns = {name: mapper.map.gaussians[name].cpu().numpy() for name in mapper.map.gaussians.table.widths}
     columns["opacity_logits"] = columns["opacity_logits"][:, 0]
-    shape_and_color = (columns[name] for name in ("means", "quats", "log_scales", "opacity_logits", "colors"))
-    ply.save_gaussian_ply(out / GAUSSIANS_FILE, *shape_and_color)
+    names = ("means", "quats", "log_scales", "opacity_logits", "colors", HARMONICS)
+    ply.save_gaussian_ply(out / GAUSSIANS_FILE, **{name: columns[name] for name in names if name in columns})
     picked = [shown[i] for i in np.linspace(0, len(shown) - 1, min(OVERVIEW_ROWS, len(shown))).round().astype(int)]
     frames = list(evaluation_frames(dataset, picked, mapper))
     rows = [(frame, mapper.render(frame.camera, frame.T_map_camera)) for frame in frames]

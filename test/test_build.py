@@ -89,6 +89,14 @@ def test_progress_counts_the_mapped_frames() -> None:
     assert f"{built.mapper.stats().num_gaussians:,} Gaussians" in calls[-1][2]
 
 
+def test_progress_goes_on_with_the_global_steps() -> None:
+    seen: list[tuple[int, int, str]] = []
+    settings = config("every=3", "test_every=0", "mode=offline", "mapper.offline.iterations=2")
+    build_map(Recording(), settings, lambda *told: seen.append(told))
+    assert [told[:2] for told in seen] == [(1, 4), (2, 4), (3, 4), (4, 4), (1, 2), (2, 2)]
+    assert seen[-1][2].startswith("global steps, ")
+
+
 def test_without_labels_the_map_has_none() -> None:
     built = build_map(Recording(num_frames=2), config("segmenter.name=none"))
     assert (built.mapper.snapshot().class_indices == 0).all()

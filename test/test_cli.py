@@ -40,7 +40,21 @@ def test_build_prints_its_report_and_nothing_else(built: tuple[Path, dict]) -> N
     assert report["config"]["seed"] == 1
     assert report["config"]["optimizer"]["steps_per_keyframe"] == 2
     assert (report["segmenter"], report["noise"]) == ("dataset", "clean")
+    assert (report["mode"], report["iterations"]) == ("online", 0)
     assert {"map.pmap", "objects.json", "points.ply", "gaussians.ply", "overview.png"} < {p.name for p in out.iterdir()}
+
+
+def test_build_offline(tmp_path: Path) -> None:
+    words = [*BUILD, "--mode", "offline", "--iterations", "7", "--out", str(tmp_path), "--json"]
+    report = json.loads(run(*words, "mapper.optimizer.steps_per_keyframe=0", "mapper.offline.sh_share=0.2"))
+    assert (report["mode"], report["iterations"]) == ("offline", 7)
+    assert report["config"]["offline"]["iterations"] == 7
+    header = (tmp_path / "gaussians.ply").read_bytes().split(b"end_header")[0]
+    assert b"f_rest_44" in header
+    result = json.loads(
+        run("eval", str(tmp_path / "map.pmap"), TINY_ROOM, "--every", "8", "--test-every", "4", "--json")
+    )
+    assert result["test"]["psnr"] == pytest.approx(report["test"]["psnr"], rel=1e-6)
 
 
 def test_eval_measures_what_build_measured(built: tuple[Path, dict]) -> None:

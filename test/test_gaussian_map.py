@@ -6,7 +6,16 @@ import numpy as np
 import torch
 from small_room import CAMERA, CPU, gaussian_columns
 
-from panoptic_mapper.gaussian_map import BOOK, FRUSTUM_MARGIN, NEAR_M, WIDTHS, GaussianMap, LearningRates, splat_inputs
+from panoptic_mapper.gaussian_map import (
+    BOOK,
+    FRUSTUM_MARGIN,
+    NEAR_M,
+    WIDTHS,
+    GaussianConfig,
+    GaussianMap,
+    LearningRates,
+    splat_inputs,
+)
 
 
 def numbered_map(n: int = 5) -> GaussianMap:
@@ -86,6 +95,42 @@ def test_splat_inputs_are_in_units_of_the_rasteriser() -> None:
     assert quats.tolist() == [[1, 0, 0, 0]]
     np.testing.assert_allclose(scales, [[0.1, 0.2, 0.4]], rtol=1e-6)
     assert opacities.tolist() == [0.5]
+
+
+def test_copies_have_the_label_and_the_anchor() -> None:
+    gaussians = numbered_map(4)
+    gaussians.raise_sh_degree(1)
+    gaussians["harmonics"][2] = 5
+    gaussians.duplicate(torch.tensor([2, 0]), {"means": torch.tensor([[9.0, 9, 9], [8, 8, 8]])})
+    assert gaussians["means"][4:].tolist() == [[9, 9, 9], [8, 8, 8]]
+    assert gaussians["means"][2].tolist() == [2, 2, 2]
+    assert gaussians["instances"][4:, 0].tolist() == [2, 0]
+    assert gaussians["harmonics"][4:, 0].tolist() == [5, 0]
+    assert gaussians["anchor"].tolist() == [7] * 6
+    for name in BOOK[1:]:
+        assert gaussians[name].tolist() == [0, 1, 2, 3, 2, 0]
+
+
+def test_colours_get_more_bands_and_never_fewer() -> None:
+    gaussians = numbered_map(3)
+    assert gaussians.sh_degree == 0
+    gaussians.raise_sh_degree(1)
+    gaussians["harmonics"][:] = torch.arange(9.0)
+    gaussians.raise_sh_degree(3)
+    gaussians.raise_sh_degree(2)
+    assert gaussians.sh_degree == 3
+    assert gaussians["harmonics"][1].tolist() == [*range(9), *[0] * 36]
+    gaussians.append(gaussian_columns(torch.ones(1, 3)), anchor=0)  # without bands: grey from all sides
+    assert gaussians["harmonics"][3].tolist() == [0] * 45
+    assert gaussians["instances"][:3, 0].tolist() == [0, 1, 2]
+
+
+def test_a_saved_map_of_lower_degree_is_taken() -> None:
+    copy = GaussianMap(LearningRates(), CPU, GaussianConfig(sh_degree=2))
+    columns = gaussian_columns(torch.ones(2, 3), harmonics=torch.ones(2, 9))
+    copy.restore(columns, {name: torch.zeros(2) for name in BOOK})
+    assert copy.sh_degree == 2
+    assert copy["harmonics"][0].tolist() == [1] * 9 + [0] * 15
 
 
 def test_memory_counts_bookkeeping() -> None:

@@ -53,6 +53,37 @@ def test_steps_are_those_of_adam() -> None:
     torch.testing.assert_close(table["b"], b.detach(), rtol=0, atol=1e-2 * RATES["b"])
 
 
+def test_each_element_of_a_column_can_have_its_rate() -> None:
+    table = make_table()
+    table.set_rates(a=[0.0, 0.5], b=0.25)
+    before = state(table)
+    step(table, [0, 1, 2, 3, 4, 5])
+    # The first step of Adam is the rate.
+    expected = torch.tensor([0.0, 0.5, 0.25, 0.25, 0.25]).expand(6, 5)
+    torch.testing.assert_close((state(table) - before).abs(), expected)
+
+
+def test_a_wider_table_goes_on_as_before() -> None:
+    table, wide = make_table(), make_table()
+    step(table, [0, 1, 2, 3, 4, 5])
+    step(wide, [0, 1, 2, 3, 4, 5])
+    wide.widen("c", 2, 0.1)
+    wide.widen("c", 3, 0.2)
+    assert wide["c"].tolist() == [[0, 0, 0]] * 6
+    rows = wide.gather(torch.arange(6))
+    (loss_of(rows["a"], rows["b"]) + rows["c"].sum()).backward()
+    assert rows.gradient("c").tolist() == [[1, 1, 1]] * 6
+    assert rows.gradient("a").shape == (6, 2)
+    wide.update(rows)
+    step(table, [0, 1, 2, 3, 4, 5])
+    assert torch.equal(state(wide), state(table))
+    assert (wide["c"][:, :2] < 0).all()
+    with pytest.raises(ValueError, match="expected the last column, c, got a"):
+        wide.widen("a", 4, 0.1)
+    with pytest.raises(ValueError, match="expected a width of at least 3, got 2"):
+        wide.widen("c", 2, 0.1)
+
+
 def test_rows_that_were_not_gathered_are_untouched() -> None:
     table = make_table()
     step(table, [0, 1, 2, 3, 4, 5])

@@ -74,6 +74,21 @@ def test_gaussians(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values[:, 13:17], quats)
 
 
+def test_higher_bands_come_channel_by_channel(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    columns = [rng.normal(size=(4, k)).astype(np.float32) for k in (3, 4, 3)]
+    harmonics = rng.normal(size=(4, 45)).astype(np.float32)
+    save_gaussian_ply(tmp_path / "g.ply", *columns, np.zeros(4), rng.random((4, 3)), harmonics)
+    properties, rows = read_ply(tmp_path / "g.ply")
+    names = [name for _, name in properties]
+    assert names[9:54] == [f"f_rest_{k}" for k in range(45)]
+    assert names[54:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    values = np.array(rows, np.float32)[:, 9:54]
+    for channel in range(3):
+        np.testing.assert_array_equal(values[:, 15 * channel : 15 * channel + 15], harmonics[:, channel::3])
+    np.testing.assert_array_equal(np.array(rows, np.float32)[:, 55:58], columns[2])
+
+
 def test_open3d_reads_both(tmp_path: Path) -> None:
     open3d = pytest.importorskip("open3d", reason="open3d or its system libraries are missing", exc_type=ImportError)
     cloud = snapshot(7)
