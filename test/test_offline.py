@@ -76,7 +76,7 @@ def test_a_saved_offline_map_comes_back(finished: tuple[PanopticMapper, Panoptic
 def test_every_keyframe_comes_once_before_any_comes_again() -> None:
     mapper = mapped_room("optimizer.steps_per_keyframe=0", "densification.every=0")
     visited, done = [], []
-    mapper.optimizer.step = lambda keyframe: visited.append(keyframe.id)  # type: ignore[method-assign]
+    mapper.optimizer.step = lambda keyframe, neighbours: visited.append(keyframe.id)  # type: ignore[method-assign]
     num = len(mapper.keyframes)
     optimize_globally(mapper, replace(SHORT, iterations=3 * num), lambda step, total: done.append((step, total)))
     epochs = [visited[start : start + num] for start in range(0, 3 * num, num)]
@@ -90,7 +90,7 @@ def test_rates_fall_and_are_restored() -> None:
     mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", "densification.every=0", segmenter=PassOn(SPACE))
     table, config = mapper.map.gaussians.table, mapper.config.learning_rates
     seen = []
-    mapper.optimizer.step = lambda keyframe: seen.append(table._rates.clone())  # type: ignore[method-assign]
+    mapper.optimizer.step = lambda keyframe, neighbours: seen.append(table._rates.clone())  # type: ignore[method-assign]
     optimize_globally(mapper, OfflineConfig(iterations=101, means_rate_end=0.01, rate_end=0.1, sh_share=0))
     means, scales, colors, harmonics = (table._span(n) for n in ("means", "log_scales", "colors", "harmonics"))
     torch.testing.assert_close(seen[100][means], torch.full((3,), config.means * 0.01 ** (100 / 101)))
