@@ -20,7 +20,7 @@ class Format:
     name: str
     sign: str  # what is looked for, in words
     is_there: Callable[[Path], bool]
-    reader: str  # module and class in this package; a reader is imported when it is needed
+    reader: str  # module, and class or function, in this package; it is imported when it is needed
 
 
 def _has(*names: str) -> Callable[[Path], bool]:
@@ -29,6 +29,11 @@ def _has(*names: str) -> Callable[[Path], bool]:
 
 def _has_any(pattern: str) -> Callable[[Path], bool]:
     return lambda path: path.is_dir() and any(path.glob(pattern))
+
+
+def _is_scannetpp(path: Path) -> bool:
+    devices = ("iphone", "dslr")
+    return any((path / device).is_dir() for device in devices) or (path.is_dir() and path.resolve().name in devices)
 
 
 # The first that is there counts.
@@ -47,6 +52,7 @@ FORMATS = (
         "scannet_scene.ScanNetScene",
     ),
     Format("a ScanNet-style folder", "color/", lambda path: (path / "color").is_dir(), "scannet_folder.ScanNetFolder"),
+    Format("a ScanNet++ scene", "iphone/ or dslr/", _is_scannetpp, "scannetpp.open_scannetpp"),
     Format("TUM RGB-D", "rgb.txt and depth.txt", _has("rgb.txt", "depth.txt"), "tum.TumSequence"),
     Format(
         "7-Scenes",
