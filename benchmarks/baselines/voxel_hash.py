@@ -55,3 +55,30 @@ class GrowingRows:
             larger[: len(self.values)] = self.values
             self._data = larger
         self.values = self._data[:num_rows]
+
+
+class FusedSurface:
+    """The mean of the points and colours that were measured in each voxel."""
+
+    def __init__(self, voxel_size_m: float) -> None:
+        self._grid = VoxelHash(voxel_size_m)
+        self._sums = GrowingRows(7)  # [N, 7] sums of points (m) and colours, and the number of pixels
+
+    @property
+    def points(self) -> np.ndarray:
+        """[N, 3] float32 map frame, m."""
+        return self._sums.values[:, :3] / self._sums.values[:, 6:]
+
+    def fuse(self, points: np.ndarray, colors: np.ndarray) -> None:
+        """Adds points [P, 3] (m) with their colours [P, 3]."""
+        keys, voxel = np.unique(self._grid.keys(points), return_inverse=True)
+        rows = self._grid.insert(keys)
+        self._sums.grow(len(self._grid))
+        columns = [*points.T, *colors.T.astype(np.float32), np.ones(len(points))]
+        self._sums.values[rows] += np.stack([np.bincount(voxel, column, len(rows)) for column in columns], -1)
+
+    def colors_at(self, points: np.ndarray) -> np.ndarray:
+        """Colours, uint8 [P, 3], of the voxels at points [P, 3] (m); black where there is none."""
+        rows = self._grid.find(self._grid.keys(points))
+        sums = self._sums.values[rows] * (rows >= 0)[:, None]
+        return (sums[:, 3:6] / np.maximum(sums[:, 6:], 1)).astype(np.uint8)

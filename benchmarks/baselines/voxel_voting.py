@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks.baselines.instance_votes import InstanceVotes
-from benchmarks.baselines.voxel_hash import GrowingRows, VoxelHash
+from benchmarks.baselines.voxel_hash import FusedSurface, GrowingRows, VoxelHash
 from benchmarks.baselines.warping import filled_from_nearest, map_points, splatted
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import Frame, PinholeCamera
@@ -27,15 +27,16 @@ from panoptic_mapper.snapshot import PanopticView
 class VoxelConfig(Config):
     """Settings, tuned on the simulated sequences at each level of noise."""
 
-    voxel_size_m: float = param(0.04, "edge of a voxel, m", gt=0)
-    min_iou: float = param(0.25, "masks that overlap an instance less begin a new one", ge=0, le=1)
+    voxel_size_m: float = param(0.04, "edge of a voxel that collects votes, m", gt=0)
+    surface_voxel_m: float = param(0.01, "edge of a voxel of the surface that is shown, m", gt=0)
+    min_iou: float = param(0.1, "masks that overlap an instance less begin a new one", ge=0, le=1)
     min_mask_voxels: int = param(10, "smaller masks begin no instance", ge=1)
     covered_share: float = param(0.6, "a mask that covers this share of an instance in view shows it", gt=0, le=1)
-    merge_evidence: float = param(2.0, "masks that show two instances as one, until they are merged", gt=0)
+    merge_evidence: float = param(5.0, "masks that show two instances as one, until they are merged", gt=0)
     apart_weight: float = param(2.0, "evidence of two masks that show two instances apart", ge=0)
-    min_hits: int = param(1, "instances with fewer masks are not shown", ge=1)
+    min_hits: int = param(3, "instances with fewer masks are not shown", ge=1)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
-    splat_scale: float = param(0.5, "half the edge of a voxel's square in a view, in voxels", gt=0)
+    splat_scale: float = param(0.35, "half the edge of a surface voxel's square in a view, in voxels", gt=0)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class VoxelVoting:
         self.config = config or VoxelConfig()
         self.grid = VoxelHash(self.config.voxel_size_m)
         self.instances = InstanceVotes()
-        self._sums = GrowingRows(7)  # [N, 7] sums of points (m), of colours, and number of pixels
+        self.surface = FusedSurface(self.config.surface_voxel_m)
         self._class_votes = GrowingRows(len(label_space))  # [N, C]
         self._hits = GrowingRows(dtype=np.int64)  # [I] masks by instance id; id 0 is none
         self._hits.grow(1)
@@ -84,21 +85,21 @@ class VoxelVoting:
                 voxel is a square at the mean of its points.
         """
         if depth is None:
-            sums = self._sums.values
-            radius_m = self.config.splat_scale * self.config.voxel_size_m
-            rows, depth = splatted(sums[:, :3] / sums[:, 6:], radius_m, camera, T_map_camera)
+            size_m = self.config.splat_scale * self.config.surface_voxel_m
+            shown_points, depth = splatted(self.surface.points, size_m, camera, T_map_camera)
+            points = self.surface.points[shown_points]
         else:
             points = map_points(depth, camera, T_map_camera)
-            rows = self.grid.find(self.grid.keys(points.reshape(-1, 3))).reshape(depth.shape)
-            rows[depth <= 0] = -1
-        shown = rows >= 0
-        semantic, instance, color = (np.zeros((*depth.shape, *more), np.int32) for more in ((), (), (3,)))
-        semantic[shown], instance[shown] = (labels[rows[shown]] for labels in self._labels())
-        color[shown] = self._sums.values[rows[shown], 3:6] / self._sums.values[rows[shown], 6:]
-        labeled = semantic > 0
-        semantic, instance = (filled_from_nearest(image, labeled) for image in (semantic, instance))
-        color = filled_from_nearest(color, shown).astype(np.uint8)
-        return PanopticView(color, depth, shown.astype(np.float32), semantic, instance)
+        shown = depth > 0
+        color, semantic, instance = self.surface.colors_at(points[shown]), *self._labels_at(points[shown])
+        known = np.zeros(depth.shape, bool)
+        known[shown] = semantic > 0
+        images = []
+        for values in (color, semantic, instance):
+            image = np.zeros((*depth.shape, *values.shape[1:]), values.dtype)
+            image[shown] = values
+            images.append(filled_from_nearest(image, known))
+        return PanopticView(images[0], depth, shown.astype(np.float32), images[1], images[2])
 
     @property
     def num_instances(self) -> int:
@@ -111,12 +112,9 @@ class VoxelVoting:
         points = map_points(frame.depth, frame.camera, frame.T_map_camera)[used]
         keys, voxel = np.unique(self.grid.keys(points), return_inverse=True)
         rows = self.grid.insert(keys)
-        for table in (self._sums, self._class_votes):
-            table.grow(len(self.grid))
+        self._class_votes.grow(len(self.grid))
         self.instances.grow(len(self.grid))
-        columns = [*points.T, *frame.color[used].T.astype(np.float32), np.ones(len(points))]
-        self._sums.values[rows] += np.stack([np.bincount(voxel, c, len(rows)) for c in columns], -1)
-
+        self.surface.fuse(points, frame.color[used])
         semantic = frame.labels.semantic[used].astype(np.int64)
         confidence = np.ones(len(points)) if frame.labels.confidence is None else frame.labels.confidence[used]
         mask_ids, mask = np.unique(
@@ -189,6 +187,12 @@ class VoxelVoting:
         self._hits.values[older] += self._hits.values[younger]
         for pair in [pair for pair in self._merge_votes if younger in pair]:
             del self._merge_votes[pair]
+
+    def _labels_at(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class and instance, int32 [P] each, of the voxels at points [P, 3] (m); 0 where there is none."""
+        rows = self.grid.find(self.grid.keys(points))
+        semantic, instance = (np.where(rows >= 0, labels[rows], 0).astype(np.int32) for labels in self._labels())
+        return semantic, instance
 
     def _labels(self) -> tuple[np.ndarray, np.ndarray]:
         """Class and instance of each voxel, int64 [N] each; an instance has the class with the most votes in it."""
