@@ -110,13 +110,23 @@ def build(
 
 @app.command(name="eval")
 def evaluate_map(
-    map: Annotated[Path, typer.Argument(help="A saved map (.pmap).")],
-    dataset: DatasetSpec,
+    map: Annotated[Path, typer.Argument(help="A saved map (.pmap); with --protocol the folder of the scenes.")],
+    dataset: Annotated[str, typer.Argument(help="The sequence, as for build; none with --protocol.")] = "",
     test_every: Annotated[int, typer.Option(help="The K that the map was built with.")] = 8,
     every: Annotated[int, typer.Option(help="The N that the map was built with.", min=1)] = 1,
+    protocol: Annotated[str, typer.Option(help="Map and measure the scenes of a published protocol: scannet-v2.")] = "",
+    config: Annotated[Path | None, typer.Option(help="--protocol: YAML file with settings of build.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="--protocol: key=value, as for build.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a saved map on the mapped and on the held-out frames of a sequence."""
+    """Measure a saved map on the mapped and on the held-out frames of a sequence, or run a published protocol."""
+    if protocol:
+        if dataset:
+            raise ValueError(f"eval --protocol takes one folder, that of the scenes; got also '{dataset}'")
+        _evaluate_protocol(protocol, map, config, settings or [], as_json)
+        return
+    if not dataset:
+        raise ValueError("eval: expected a saved map and a DATASET, or --protocol NAME and a folder of scenes")
     from panoptic_mapper.datasets import open_dataset
     from panoptic_mapper.evaluation import evaluate, split_indices
     from panoptic_mapper.results import evaluation_frames, load_mapper
@@ -132,6 +142,26 @@ def evaluate_map(
             result["protocol"] = metrics.pop("protocol")
             result[name] = metrics | {"frame_indices": evaluated}
     print(json.dumps(result)) if as_json else print_report(result)
+
+
+def _evaluate_protocol(name: str, root: Path, config: Path | None, settings: list[str], as_json: bool) -> None:
+    from panoptic_mapper.benchmark_protocol import run_protocol
+    from panoptic_mapper.build import BuildConfig
+    from panoptic_mapper.config import load_config
+    from panoptic_mapper.protocols import get_protocol
+
+    protocol = get_protocol(name)
+    with _progress("mapping", quiet=as_json) as progress:
+        result = run_protocol(
+            protocol,
+            root,
+            load_config(BuildConfig, config, settings),
+            lambda scene, done, total: progress(done, total, scene),
+        )
+    if as_json:
+        print(json.dumps(result))
+    else:
+        print_protocol(result, protocol.pr_metric, protocol.where)
 
 
 @app.command()
@@ -328,6 +358,28 @@ def print_checks(checks: Any) -> None:
         console.print("\nto get what is not there:")
     for name, command in remedies:
         console.print(f"  {name}: {command}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_protocol(result: dict[str, Any], pr_metric: str, where: str) -> None:
+    """Metrics of each scene and their mean, the protocol in words, and the scenes that are missing."""
+    columns = ("pq", pr_metric, "miou", "macc", "mcov", "mw_cov", "prq", "id_switches", "psnr", "depth_l1_m")
+    table = Table("scene", "frames", *columns, title=f"{result['protocol']['name']} (train: mapped, test: held out)")
+    for split in ("train", "test"):
+        for scene, metrics in [
+            *((s, m.get(split)) for s, m in result["scenes"].items()),
+            ("mean", result["mean"][split]),
+        ]:
+            if metrics:
+                values = (metrics.get(column) for column in columns)
+                table.add_row(scene, split, *("-" if v is None else f"{v:.4g}" for v in values))
+        table.add_section()
+    console.print(table)
+    for key, words in result["protocol"].items():
+        console.print(f"[dim]{escape(key)}: {escape(str(words))}[/]", highlight=False, soft_wrap=True)
+    for scene, what in result["missing"].items():
+        console.print(f"[yellow]missing[/] {scene}: {escape(what)}", highlight=False, soft_wrap=True)
+    if result["missing"]:
+        console.print(escape(where), highlight=False, soft_wrap=True)
 
 
 def print_report(report: dict[str, Any]) -> None:

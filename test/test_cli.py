@@ -174,7 +174,7 @@ def test_bad_datasets_are_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     out = str(tmp_path / "out")
     missing = str(tmp_path / "missing[/x]")  # must not be taken for the console's markup
     said = error_of(monkeypatch, capsys, "build", missing, "--out", out)
-    assert f"{missing}: expected a ScanNet-style folder" in said
+    assert f"{missing}: expected 'synthetic" in said
     assert "there is no such folder" in said
     said = error_of(monkeypatch, capsys, "build", "synthetic:witdh=3", "--out", out)
     assert "unknown key 'witdh'; did you mean 'width'?" in said
