@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+import lz4.block
 import numpy as np
 
 from panoptic_mapper.datasets.image_files import MM_PER_M, depth_in_m
@@ -110,8 +111,6 @@ def _index_of_frames(path: Path) -> list[tuple[int, int]] | None:
 
 def _decoded(data: bytes, where: str) -> np.ndarray:  # [192, 256] float32 m, 0 = none
     """One compressed image. Both forms are tried: the file does not say which it is."""
-    import lz4.block  # comes with rosbags
-
     try:
         raw = lz4.block.decompress(data, uncompressed_size=2 * NUM_PIXELS)
         if len(raw) == 2 * NUM_PIXELS:
