@@ -24,6 +24,7 @@ LIBRARIES = {
     "numpy": "numpy",
     "scipy": "scipy",
     "rosbags": "rosbags",
+    "lz4": "lz4",
     "typer": "typer",
     "rich": "rich",
     "safetensors": "safetensors",
