@@ -17,6 +17,8 @@ REPLACED = {"label blending": "feature blending", "local attention": "global att
 LEFT_OUT = {  # part: what switches it off
     "label warping": ("mapper.losses.warp=0", "mapper.optimizer.warp_views=0"),
     "merging of queries": ("mapper.instances.merge_evidence=1e9",),
+    "masks of parts": ("mapper.association.part_share=1",),
+    "known place": ("mapper.association.near_share=1",),
 }
 PARTS = (*REPLACED, *LEFT_OUT)
 WHOLE = "all parts"
@@ -24,7 +26,8 @@ METRICS = {"pq": ".1f", "miou": ".1f", "mcov": ".1f", "id_switches": ".0f", "cou
 INTRODUCTION = """## Parts
 
 Labels of the moderate level of noise; each row is the mapper without one part. Label blending is replaced by feature
-blending, local attention by global attention; the others are left out.
+blending, local attention by global attention; the others are left out: *masks of parts*, that a mask which lies on one
+object shows a part of it, and *known place*, that a mask at an object's place is that object ([method.md](method.md)).
 """
 
 

@@ -23,13 +23,14 @@ from panoptic_mapper.snapshot import PanopticView
 class TrackerConfig(Config):
     """Settings, tuned on the simulated sequences at each level of noise."""
 
-    memory_frames: int = param(20, "frames after which what was seen is forgotten, 0 = never", ge=0)
-    min_iou: float = param(0.3, "masks that overlap a track less begin a new one", ge=0, le=1)
+    memory_frames: int = param(0, "frames after which what was seen is forgotten, 0 = never", ge=0)
+    min_iou: float = param(0.1, "masks that overlap a track less begin a new one", ge=0, le=1)
     min_overlap: float = param(0.1, "frames that share less of the view are not compared", ge=0, le=1)
     stride_px: int = param(2, "masks are compared on every so many-th pixel", ge=1)
     min_mask_px: int = param(30, "smaller masks begin no track", ge=1)
-    min_hits: int = param(1, "tracks with fewer masks are not shown", ge=1)
-    render_frames: int = param(3, "a view takes the majority of the labels of so many nearest frames", ge=1)
+    min_hits: int = param(4, "tracks with fewer masks are not shown", ge=1)
+    render_frames: int = param(20, "a view takes the majority of the labels of so many nearest frames", ge=1)
+    depth_frames: int = param(3, "and the depth of so many of these", ge=1)
     turn_m: float = param(1.0, "a turn of one radian counts like a move of this length when frames are near, m", gt=0)
 
 
@@ -98,7 +99,7 @@ class Tracker:
         """
         near = self._nearest(T_map_camera)
         if depth is None:
-            depth = self._carried_depth(near, camera, T_map_camera)
+            depth = self._carried_depth(near[: self.config.depth_frames], camera, T_map_camera)
         has_depth = depth > 0
         points = map_points(depth, camera, T_map_camera)[has_depth]
         segment = np.zeros((len(near), len(points)), np.int64)  # track id, or minus the class of stuff; 0 = unknown
@@ -170,7 +171,8 @@ class Tracker:
         for frame in near:
             measured = frame.depth > 0
             points.append(map_points(frame.depth, frame.camera, frame.T_map_camera)[measured])
-            radii.append(0.5 * frame.depth[measured] / frame.camera.fx)
+            # A pixel each, more only where the view is nearer: larger squares would blur the outlines.
+            radii.append(0.35 * frame.depth[measured] / frame.camera.fx)
         _, depth = splatted(np.concatenate(points), np.concatenate(radii), camera, T_map_camera)
         return filled_from_nearest(depth, depth > 0)
 

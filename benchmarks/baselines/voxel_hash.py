@@ -63,17 +63,25 @@ class FusedSurface:
     def __init__(self, voxel_size_m: float) -> None:
         self._grid = VoxelHash(voxel_size_m)
         self._sums = GrowingRows(7)  # [N, 7] sums of points (m) and colours, and the number of pixels
+        self._density = GrowingRows()  # [N] most pixels per metre of the surface in any frame
 
     @property
     def points(self) -> np.ndarray:
         """[N, 3] float32 map frame, m."""
         return self._sums.values[:, :3] / self._sums.values[:, 6:]
 
-    def fuse(self, points: np.ndarray, colors: np.ndarray) -> None:
-        """Adds points [P, 3] (m) with their colours [P, 3]."""
+    @property
+    def spacing_m(self) -> np.ndarray:
+        """[N] distance to the next point: a voxel's edge, or a pixel's in the nearest view where that is larger."""
+        return np.maximum(self._grid.voxel_size_m, 1 / self._density.values)
+
+    def fuse(self, points: np.ndarray, colors: np.ndarray, px_per_m: np.ndarray) -> None:
+        """Adds points [P, 3] (m) with their colours [P, 3], seen in so many pixels per metre [P]."""
         keys, voxel = np.unique(self._grid.keys(points), return_inverse=True)
         rows = self._grid.insert(keys)
-        self._sums.grow(len(self._grid))
+        for table in (self._sums, self._density):
+            table.grow(len(self._grid))
+        np.maximum.at(self._density.values, rows[voxel], px_per_m.astype(np.float32))
         columns = [*points.T, *colors.T.astype(np.float32), np.ones(len(points))]
         self._sums.values[rows] += np.stack([np.bincount(voxel, column, len(rows)) for column in columns], -1)
 

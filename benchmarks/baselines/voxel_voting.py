@@ -36,7 +36,9 @@ class VoxelConfig(Config):
     apart_weight: float = param(2.0, "evidence of two masks that show two instances apart", ge=0)
     min_hits: int = param(3, "instances with fewer masks are not shown", ge=1)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
-    splat_scale: float = param(0.35, "half the edge of a surface voxel's square in a view, in voxels", gt=0)
+    splat_scale: float = param(
+        0.35, "half the edge of a surface point's square in a view, in distances of points", gt=0
+    )
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class VoxelVoting:
                 voxel is a square at the mean of its points.
         """
         if depth is None:
-            size_m = self.config.splat_scale * self.config.surface_voxel_m
-            shown_points, depth = splatted(self.surface.points, size_m, camera, T_map_camera)
-            points = self.surface.points[shown_points]
+            points = self.surface.points
+            radii_m = self.config.splat_scale * self.surface.spacing_m
+            nearest, depth = splatted(points, radii_m, camera, T_map_camera)
+            points = points[nearest]
         else:
             points = map_points(depth, camera, T_map_camera)
         shown = depth > 0
@@ -99,7 +102,8 @@ class VoxelVoting:
             image = np.zeros((*depth.shape, *values.shape[1:]), values.dtype)
             image[shown] = values
             images.append(filled_from_nearest(image, known))
-        return PanopticView(images[0], depth, shown.astype(np.float32), images[1], images[2])
+        filled_depth = filled_from_nearest(depth, shown)
+        return PanopticView(images[0], filled_depth, shown.astype(np.float32), images[1], images[2])
 
     @property
     def num_instances(self) -> int:
@@ -114,7 +118,7 @@ class VoxelVoting:
         rows = self.grid.insert(keys)
         self._class_votes.grow(len(self.grid))
         self.instances.grow(len(self.grid))
-        self.surface.fuse(points, frame.color[used])
+        self.surface.fuse(points, frame.color[used], frame.camera.fx / frame.depth[used])
         semantic = frame.labels.semantic[used].astype(np.int64)
         confidence = np.ones(len(points)) if frame.labels.confidence is None else frame.labels.confidence[used]
         mask_ids, mask = np.unique(
