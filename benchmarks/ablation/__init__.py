@@ -15,4 +15,14 @@ An experiment is a module of this package with three functions; `EXPERIMENTS` li
 reports. `store` keeps one line of JSON per finished job, so an interrupted run goes on where it was.
 """
 
-EXPERIMENTS = ("noise", "parts", "recall", "over_time", "iterations")
+EXPERIMENTS = (
+    "noise",
+    "parts",
+    "recall",
+    "over_time",
+    "iterations",
+    "settings",
+    "lighting",
+    "attention_memory",
+    "query_saturation",
+)
