@@ -16,7 +16,7 @@ LEVEL = "moderate"
 REPLACED = {"label blending": "feature blending", "local attention": "global attention"}  # part: method of `noise`
 LEFT_OUT = {  # part: what switches it off
     "label warping": ("mapper.losses.warp=0", "mapper.optimizer.warp_views=0"),
-    "merging of queries": ("mapper.instances.merge_evidence=1e9",),
+    "query merging": ("mapper.instances.merge_evidence=1e9",),
     "masks of parts": ("mapper.association.part_share=1",),
     "known place": ("mapper.association.near_share=1",),
 }
@@ -48,10 +48,12 @@ def run(job: Job, context: Context) -> dict[str, Any]:
 
 def report(records: Sequence[Record], image_dir: Path) -> str:
     rows = {WHOLE if name == WHOLE else f"without {name}": of_part(records, name) for name in (WHOLE, *PARTS)}
-    made, (ax,) = plots.figure(width_in=8)
-    plots.bars(ax, list(rows), {LABELS[m]: [spread(row, m) for row in rows.values()] for m in ("pq", "miou")})
-    ax.tick_params(axis="x", labelsize=7)
-    plots.legend(ax, loc="lower right")
+    made, (ax,) = plots.figure(width_in=9)
+    names = [name.replace(" ", "\n", 1) for name in rows]
+    plots.bars(ax, names, {LABELS[m]: [spread(row, m) for row in rows.values()] for m in ("pq", "miou")})
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_ylabel("percent")
+    plots.legend(ax, loc="upper left", bbox_to_anchor=(1, 1))
     sentences = [gain_sentence(name.capitalize(), rows[WHOLE], rows[f"without {name}"]) for name in PARTS]
     texts = [INTRODUCTION, plots.save(made, image_dir, "parts"), scene_table(rows, "pq"), metric_table(rows, METRICS)]
     return "\n\n".join([*texts, "\n".join(f"- {s}" for s in sentences)]) + "\n"

@@ -13,7 +13,7 @@ from benchmarks.ablation.measure import held_out
 from benchmarks.ablation.tables import LABELS, MISSING, markdown_table, spread
 
 SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
-METHODS = ("this mapper", "voxel voting")
+METHODS = ("this mapper", "voxel voting", "mask tracker")
 INTRODUCTION = """## Missed objects
 
 Each instance is missed in a share of the frames: its pixels are unlabeled, which says nothing, unlike background. The
