@@ -35,9 +35,9 @@ Every method sees the same 2D labels: the sequence's, with instance ids permuted
   majority of the labels of the nearest frames.
 - *Voxel voting*: votes for classes and instances in a grid of voxels, masks associated by 3D overlap; views are
   rendered from the voxels' own surface.
-- Both baselines map all frames that are not held out, with one setting for all levels, which was chosen for the best PQ
-  of the held-out frames of the two `sim_` scenes (seeds 0 and 1, all levels): what they reach there is, if anything, too
-  good.
+- Both baselines map all frames that are not held out, with one setting for all levels. It was chosen for the best PQ of
+  the held-out frames of the two `sim_` scenes (seed 0, for the voxels also 1), so what they reach there is, if
+  anything, too good.
 - *Feature blending*, *global attention*: the mapper with that one part replaced.
 - *Depth given*: the baseline is told the measured depth of the held-out view and looks its labels up there. A map
   cannot know it: these rows show how good the labels are without the geometry, and are no alternative to a map.
