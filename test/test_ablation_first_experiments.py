@@ -106,6 +106,7 @@ def test_reports_say_what_is_missing_and_show_what_is_there(tmp_path: Path) -> N
         for job in jobs
     ]
     text = lighting.report(records, tmp_path)
-    assert "90.5 ± 0.7" in text
+    assert text.count("| label | 90.5 ± 0.7 | 70.0 ± 0.0 | missing | missing | 12 ± 0 | missing |") == 4
+    assert text.count("| feature | 80.5 ± 0.7 |") == 4
     assert "+10.0 PQ^scene@0.5" in text
     assert (tmp_path / "accuracy_lighting.png").stat().st_size > 0

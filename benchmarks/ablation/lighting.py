@@ -12,7 +12,7 @@ from benchmarks.ablation import plots
 from benchmarks.ablation.context import TEST_EVERY, Context
 from benchmarks.ablation.job import Job, Record
 from benchmarks.ablation.measure import numbers, ours
-from benchmarks.ablation.tables import LABELS, gain_sentence, metric_table, spread
+from benchmarks.ablation.tables import LABELS, MISSING, gain_sentence, markdown_table, spread
 from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import evaluate, split_indices
 from panoptic_mapper.floaters import count_floaters
@@ -34,11 +34,12 @@ METRICS = {
     "floaters": ".0f",
     "psnr": ".2f",
 }
+NAMES = {"off_surface_accuracy": "accuracy off the surface, %", "off_surface_share": "pixels off the surface, %"}
 INTRODUCTION = """## Label blending and feature blending under changing light
 
 A synthetic studio whose walls have no texture, in which exposure, white balance and a carried lamp change from frame to
-frame (`lighting_variance` of [datasets.md](datasets.md); 0 = fixed light). Gaussians have one colour, so what it cannot
-explain becomes floaters and wrong depth. Label blending classifies Gaussians and splats the labels; feature blending
+frame (`lighting_variance` of [datasets.md](datasets.md); 0 = fixed light). Gaussians have one colour; what it cannot
+explain may become floaters and wrong depth. Label blending classifies Gaussians and splats the labels; feature blending
 splats the features and classifies pixels. Losses, learning rates and seeds are the same, and both splat with detached
 weights. So labels never push geometry, and the geometry of both is the same (on a CPU to the last bit): *floaters*,
 opaque Gaussians that at least two depth images see through, and PSNR, of views that have light of their own, are those
@@ -106,14 +107,19 @@ def report(records: Sequence[Record], image_dir: Path) -> str:
             plots.curve(ax, STRENGTHS, values, f"{blending} blending", i)
         ax.set(xlabel="lighting_variance", ylabel=LABELS.get(metric, metric), xticks=STRENGTHS)
     plots.legend(axes[0])
-    tables, gains = [], []
+    cells, gains = [], []
+    for (noise, strength, blending), row in rows.items():
+        found = [(spread(row, metric), form) for metric, form in METRICS.items()]
+        cells.append([noise, str(strength), blending, *(MISSING if v is None else v.text(form) for v, form in found)])
     for noise, strengths in NOISE:
-        named = {f"{b} blending, lighting {s}": rows[noise, s, b] for s in strengths for b in BLENDINGS}
-        tables.append(f"Labels {noise}:\n\n" + metric_table(named, METRICS))
         for strength in strengths:
             name = f"- Label instead of feature blending, labels {noise}, lighting {strength}"
             gains += [
                 gain_sentence(name, rows[noise, strength, "label"], rows[noise, strength, "feature"], metric)
                 for metric in ("miou", "pq")
             ]
-    return "\n\n".join([INTRODUCTION, plots.save(made, image_dir, "lighting"), *tables, "\n".join(gains)]) + "\n"
+    table = markdown_table(
+        ["labels", "lighting", "blending", *(NAMES.get(m, LABELS.get(m, m)) for m in METRICS)], cells
+    )
+    parts = [INTRODUCTION, plots.save(made, image_dir, "lighting"), table, "\n".join(gains)]
+    return "\n\n".join(parts) + "\n"
