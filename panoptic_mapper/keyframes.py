@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -50,8 +51,8 @@ class Keyframe:
     sighting: Sighting | None = None  # what the masks then said about the queries
     num_steps: int = 0  # how often it was chosen for optimisation
 
-    @property
-    def has_labels(self) -> bool:
+    @cached_property
+    def has_labels(self) -> bool:  # asked at every step, and on a GPU the answer makes it wait
         return bool((self.semantic > 0).any())
 
     @property

@@ -190,6 +190,47 @@ def test_labels_as_columns() -> None:
     assert labels.tolist() == [[[0, 0, 0.5], [0, 0, 0], [1, 0, 0]]]
 
 
+def warp_loss(mapper: PanopticMapper, neighbour: int = 1, queries: list[int] | None = None) -> float:
+    """What a keyframe says about the first one's pixels, by the rendered labels; some rows of the queries, or all."""
+    keyframe, optimizer = mapper.keyframes.all[0], mapper.optimizer
+    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
+    if queries is not None:
+        view = replace(view, queries=mapper.map.queries.table.gather(torch.tensor(queries)))
+    args = (keyframe, view, view.render(), view.blend_labels(), mapper.keyframes.all[neighbour])
+    return optimizer._warp_term(*args).item()
+
+
+def test_labels_of_two_views_meet_by_the_ids_of_the_objects() -> None:
+    frames = [wall_frame(), wall_frame(T_map_camera=pose(at=(0.12, 0, 0)), stamp_ns=1)]
+    mapper = mapped(frames, "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    neighbour = mapper.keyframes.all[1]
+    assert neighbour.mask_ids == [0, 1, 2]
+    agreed = warp_loss(mapper)
+    reordered = warp_loss(mapper, queries=[1, 0])  # other columns of the view, the same objects
+    assert reordered == pytest.approx(agreed, rel=1e-5)
+    neighbour.mask_ids = [0, 2, 1]
+    assert warp_loss(mapper) > agreed + 1
+    neighbour.mask_ids = [0, 99, 0]  # an object that is gone, and one that was never matched: only classes are known
+    assert abs(warp_loss(mapper) - agreed) < 0.5
+
+
+def test_a_neighbour_without_labels_for_the_pixels_says_nothing() -> None:
+    frames = [wall_frame(), wall_frame(T_map_camera=pose(at=(0.12, 0, 0)), stamp_ns=1)]
+    mapper = mapped(frames, "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    neighbour = mapper.keyframes.all[1]
+    neighbour.semantic[:], neighbour.mask_index[:] = 0, 0
+    assert warp_loss(mapper) == 0
+
+
+@pytest.mark.parametrize("num_views", [0, 2])
+def test_the_mapper_warps_from_as_many_neighbours_as_asked_for(num_views: int) -> None:
+    frames = [wall_frame(T_map_camera=pose(at=(0.2 * i, 0, 0)), stamp_ns=i) for i in range(3)]
+    mapper = mapped(frames, f"optimizer.warp_views={num_views}", segmenter=PassOn(SPACE))
+    losses = mapper.stats().losses
+    assert ("warp" in losses) == (num_views > 0)
+    assert losses.get("warp", 1) > 0
+
+
 def wall_mapper(*settings: str) -> PanopticMapper:
     """Two keyframes of the same wall; in the second, everything is one chair."""
     good = wall_frame()
