@@ -57,7 +57,8 @@ class Keyframe:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.color, self.depth, self.semantic, self.mask_index, self.confidence))
+        images = (self.color, self.depth, self.semantic, self.mask_index, self.confidence, self.disputed)
+        return sum(image.nbytes for image in images if image is not None)
 
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""

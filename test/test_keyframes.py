@@ -69,6 +69,8 @@ def test_what_is_kept_of_a_frame() -> None:
     np.testing.assert_allclose(keyframe.T_camera_map(), np.linalg.inv(frame.T_map_camera), atol=1e-6)
     pixels = 30 * 40
     assert keyframe.nbytes == pixels * (3 + 4 + 4 + 4 + 4)
+    keyframe.disputed = torch.zeros(30, 40, dtype=torch.bool)
+    assert keyframe.nbytes == pixels * (3 + 4 + 4 + 4 + 4 + 1)
 
 
 def test_masks_are_numbered_from_one() -> None:
@@ -76,6 +78,7 @@ def test_masks_are_numbered_from_one() -> None:
     keyframe = make_store().add(frame, frame.labels, CPU)
     assert len(keyframe.mask_classes) == len(keyframe.mask_scores) == len(keyframe.mask_ids) == 3
     assert keyframe.mask_ids == [0, 0, 0]
+    assert keyframe.mask_px[1:] == [24 * 20, 24 * 20]
     for mask in (1, 2):
         ids = np.unique(frame.labels.instance[keyframe.mask_index.numpy() == mask])
         assert len(ids) == 1
@@ -91,6 +94,7 @@ def test_a_mask_has_the_class_of_most_of_its_pixels_and_its_mean_confidence() ->
     frame = replace(wall_frame().resized(5, 1), labels=None)
     keyframe = make_store().add(frame, Segmentation(semantic, instance, confidence), CPU)
     assert keyframe.mask_index.tolist() == [[0, 1, 1, 1, 0]]  # an unlabeled pixel belongs to no mask
+    assert keyframe.mask_px[1] == 3
     assert keyframe.mask_classes[1] == CHAIR
     np.testing.assert_allclose(keyframe.mask_scores[1], 0.6, rtol=1e-6)
     np.testing.assert_array_equal(keyframe.confidence, confidence)
@@ -232,6 +236,50 @@ def test_a_restored_store_knows_what_shows_the_same() -> None:
     assert latest.keys() == expected.keys()
     assert len(expected) == len(whole.keyframes) - 1
     np.testing.assert_allclose(list(latest.values()), list(expected.values()), atol=0.02)  # depth is kept in mm
+
+
+def three_masks(scores: list[float]) -> KeyframeStore:
+    """Three keyframes of a chair in two masks, 30 and 10 pixels, and a table of 20."""
+    store = KeyframeStore(KeyframeConfig(), seed=0)
+    for stamp_ns in (7, 8, 9):
+        instance = np.zeros((30, 40), np.int32)
+        instance[0, :30], instance[1, :10], instance[2, :20] = 4, 6, 8
+        semantic = np.choose(instance // 2, [FLOOR, FLOOR, CHAIR, CHAIR, TABLE]).astype(np.int32)
+        confidence = np.choose(instance // 2, [1, 1, *scores]).astype(np.float32)
+        store.add(wall_frame(stamp_ns=stamp_ns), Segmentation(semantic, instance, confidence), CPU)
+    return store
+
+
+def test_masks_of_one_object_share_its_weight_by_pixels() -> None:
+    store = three_masks([1.0, 0.5, 0.25])
+    apart, together, unknown = store.all
+    apart.mask_ids, together.mask_ids, unknown.mask_ids = [0, 1, 2, 3], [0, 1, 1, 3], [0, 0, 0, 3]
+    told = store.observations()
+    assert told.stamps_ns.tolist() == [7, 8, 9]
+    seen = list(zip(told.frames.tolist(), told.ids.tolist(), told.classes.tolist(), strict=True))
+    classes = [CHAIR, CHAIR, TABLE]
+    assert seen == [(n, id, c) for n, k in enumerate(store.all) for id, c in zip(k.mask_ids[1:], classes, strict=True)]
+    np.testing.assert_allclose(told.weights[:3], [1, 0.5, 0.25], rtol=1e-6)  # each the whole of its object
+    np.testing.assert_allclose(told.weights[3:6], [0.75, 0.25 * 0.5, 0.25], rtol=1e-6)  # 30 and 10 of 40 pixels
+    np.testing.assert_allclose(told.weights[8], 0.25, rtol=1e-6)
+
+
+def test_observations_follow_the_ids_of_masks() -> None:
+    store = three_masks([1.0, 1.0, 1.0])
+    for keyframe in store.all:
+        keyframe.mask_ids = [0, 1, 2, 3]
+    store.resolve_ids({2: 1})
+    told = store.observations()
+    assert told.ids.tolist() == [1, 1, 3] * 3
+    np.testing.assert_allclose(told.weights, [0.75, 0.25, 1] * 3, rtol=1e-6)
+
+
+def test_without_masks_nothing_is_observed() -> None:
+    store = make_store()
+    assert len(store.observations().ids) == len(store.observations().stamps_ns) == 0
+    store.add(wall_frame(stamp_ns=4), None, CPU)
+    assert len(store.observations().ids) == 0
+    assert store.observations().stamps_ns.tolist() == [4]
 
 
 def test_ids_follow_merges() -> None:

@@ -22,6 +22,7 @@ from small_room import (
     without_labels,
 )
 
+from panoptic_mapper.frame import Segmentation
 from panoptic_mapper.gaussian_map import WIDTHS
 from panoptic_mapper.mapper import PanopticMapper
 
@@ -71,6 +72,97 @@ def test_targets_of_queries_that_are_not_in_view_are_left_out() -> None:
     targets = mapper.optimizer._panoptic_targets(keyframe, replace(view, queries=only_chair))
     assert (targets[:24, :20] == 4).all()  # now the first query column
     assert (targets[:24, 20:] == -1).all()
+
+
+def test_the_class_in_a_mask_is_that_of_its_object_by_all_evidence() -> None:
+    mapper = wall_mapper()
+    keyframe = mapper.keyframes.all[0]
+    keyframe.semantic[0, :3] = torch.tensor([0, WALL, CHAIR])
+    keyframe.mask_index[0, :3] = 0  # outside of masks the labels say it
+    expected = torch.full((30, 40), CHAIR)
+    expected[:, 20:], expected[24:] = TABLE, FLOOR
+    expected[0, :3] = torch.tensor([0, WALL, CHAIR])
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    # This image calls the chair a table, and all others call it a chair.
+    keyframe.semantic[keyframe.mask_index == 2], keyframe.mask_classes[2] = TABLE, TABLE
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    mapper.map.queries.evidence[1] = torch.tensor([0.0, 1.0, 0, 1.1, 0])  # or it is a table after all
+    expected[expected == CHAIR] = TABLE
+    expected[0, 2] = CHAIR
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    keyframe.mask_ids[2], keyframe.mask_classes[2] = 0, WALL  # of no object: what the mask says
+    expected[:24, :20][keyframe.mask_index[:24, :20] == 2] = WALL
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+
+
+def test_disputed_pixels_are_no_target() -> None:
+    mapper = wall_mapper()
+    keyframe = mapper.keyframes.all[0]
+    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
+    classes, columns = mapper.optimizer._class_targets(keyframe), mapper.optimizer._panoptic_targets(keyframe, view)
+    keyframe.disputed = torch.zeros(30, 40, dtype=torch.bool)
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), classes)
+    keyframe.disputed[5:10, 5:30] = True
+    classes[5:10, 5:30], columns[5:10, 5:30] = 0, -1
+    assert torch.equal(mapper.optimizer._class_targets(keyframe), classes)
+    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), columns)
+
+
+def test_objects_that_are_often_missed_weigh_more_where_they_are_seen() -> None:
+    mapper = wall_mapper()
+    keyframe, queries = mapper.keyframes.all[0], mapper.map.queries
+    keyframe.confidence[:] = 0.5
+    queries.column("observations")[:] = torch.tensor([8, 3])
+    queries.column("visible")[:] = torch.tensor([8, 8])  # the chair has a mask in less than half of its images
+    expected = torch.full((30, 40), 0.5)
+    expected[:24, :20] /= queries.recall[1].float()
+    assert queries.recall[1] < 0.6
+    torch.testing.assert_close(mapper.optimizer._target_weights(keyframe), expected)
+    keyframe.mask_ids[2] = 0
+    torch.testing.assert_close(mapper.optimizer._target_weights(keyframe), torch.full((30, 40), 0.5))
+
+
+def test_a_flipped_class_in_one_image_changes_nothing() -> None:
+    mapper = wall_mapper("optimizer.label_every=1")
+    keyframe, gaussians = mapper.keyframes.all[0], mapper.map.gaussians
+    mapper.map.queries.evidence[1, CHAIR] += 2  # by other images
+    chair = gaussians["class_index"] == CHAIR
+    keyframe.semantic[keyframe.semantic == CHAIR] = TABLE
+    keyframe.mask_classes[2] = TABLE
+    losses_after(mapper, 60)
+    assert chair.sum() > 80
+    assert (gaussians["class_index"][chair] == CHAIR).float().mean() > 0.95
+
+
+def taken_by_the_table(votes_for_two: float) -> tuple[float, torch.Tensor]:
+    """Share of the chair's Gaussians that become the table's by one image in which both are one table.
+
+    Args:
+        votes_for_two: how often other images showed the two apart.
+    """
+    mapper = wall_mapper("optimizer.label_every=1")
+    gaussians, queries = mapper.map.gaussians, mapper.map.queries
+    chair = gaussians["instance_id"] == 2
+    queries.column("observations")[:] = 5
+    queries.votes[:] = -votes_for_two * (1 - torch.eye(2))
+    frame = wall_frame(stamp_ns=1)
+    one = np.where(frame.labels.instance > 0, 3, 0).astype(np.int32)
+    semantic = np.where(one > 0, TABLE, frame.labels.semantic).astype(np.int32)
+    keyframe = mapper.keyframes.add(frame, Segmentation(semantic, one), mapper.device)
+    for _ in range(60):
+        mapper.optimizer.step(keyframe)
+    assert keyframe.mask_ids == [0, 1]
+    return float((gaussians["instance_id"][chair] == 1).float().mean()), keyframe.disputed
+
+
+def test_a_mask_over_two_objects_does_not_make_one_of_them() -> None:
+    share, disputed = taken_by_the_table(votes_for_two=8)
+    assert share < 0.4  # along the border
+    assert disputed[2:22, 2:18].all()
+    assert not disputed[:, 22:].any()
+    share, disputed = taken_by_the_table(votes_for_two=-1)  # unless nothing says that they are two
+    assert share > 0.9
+    assert not disputed.any()
 
 
 def test_semantic_images_are_those_of_the_classes() -> None:

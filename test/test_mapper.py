@@ -374,6 +374,33 @@ def test_what_holds_too_few_gaussians_is_no_object_yet() -> None:
     assert (snapshot.class_indices[rows[:8]] == chair.class_index).all()
 
 
+def test_what_labels_contradict_more_often_than_they_show_it_is_not_shown() -> None:
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    counts = {name: mapper.map.queries.column(name) for name in ("observations", "contradictions")}
+    for observations, contradictions, ids in ((3, 2, {1, 2}), (3, 3, {1}), (3, 4, {1})):
+        counts["observations"][1], counts["contradictions"][1] = observations, contradictions
+        assert {o.id for o in mapper.objects()} == ids
+        assert set(mapper.snapshot().instance_ids.tolist()) == {0, *ids}
+        assert set(np.unique(mapper.render(CAMERA, np.eye(4)).instance)) == {0, *ids}
+
+
+def test_a_part_is_shown_as_its_object_until_votes_say_that_it_is_none() -> None:
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    queries = mapper.map.queries
+    table, chair = (mapper.map.gaussians["instance_id"] == id for id in (1, 2))
+    queries.column("parent_id")[1] = 1
+    for votes, id_of_the_part, num_objects in ((1.5, 1, 1), (-0.5, 1, 1), (-4, 2, 2)):
+        queries.votes[:] = votes * (1 - torch.eye(2))
+        snapshot, view = mapper.snapshot(), mapper.render(CAMERA, np.eye(4))
+        assert (snapshot.instance_ids[table] == 1).all()
+        assert (snapshot.instance_ids[chair] == id_of_the_part).all()
+        assert len(snapshot.objects) == num_objects
+        shown = np.bincount(view.instance[5:20, 3:17].ravel()).argmax()
+        assert shown == id_of_the_part
+        assert (view.semantic[view.instance == 1] == TABLE).all()
+    assert snapshot.objects[0].num_gaussians + snapshot.objects[1].num_gaussians > 200
+
+
 def test_large_frames_are_mapped_at_the_configured_size() -> None:
     mapper = make_mapper("image_width_px=20", segmenter=PassOn(SPACE))
     mapper.integrate(wall_frame())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_room import ROOM_SPACE, SPACE, PassOn, make_mapper, mapped, room_frames
 
 from panoptic_mapper.mapper import PanopticMapper
@@ -77,6 +78,10 @@ def test_keyframes_survive(source: PanopticMapper, state: State) -> None:
     for actual, expected in zip(mapper.keyframes.all, source.keyframes.all, strict=True):
         assert (actual.id, actual.stamp_ns, actual.camera) == (expected.id, expected.stamp_ns, expected.camera)
         assert (actual.mask_ids, actual.mask_classes) == (expected.mask_ids, expected.mask_classes)
+        assert (actual.mask_px, actual.mask_scores) == (expected.mask_px, expected.mask_scores)
+        assert (actual.sighting is None) == (expected.sighting is None)
+        for name, told in vars(expected.sighting).items() if expected.sighting else ():
+            np.testing.assert_array_equal(getattr(actual.sighting, name), told, err_msg=name)
         np.testing.assert_array_equal(actual.T_map_camera, expected.T_map_camera)
         np.testing.assert_array_equal(actual.semantic, expected.semantic)
         np.testing.assert_array_equal(actual.mask_index, expected.mask_index)
@@ -98,6 +103,36 @@ def test_mapping_goes_on_with_new_ids(source: PanopticMapper, state: State) -> N
     assert mapper.num_frames == 10
     ids = [k.id for k in mapper.keyframes.all]
     assert len(set(ids)) == len(ids)
+
+
+def test_what_is_known_about_queries_survives(source: PanopticMapper) -> None:
+    queries = source.map.queries
+    for name in ("ids", "evidence", "counts", "votes"):
+        kept = getattr(restored(source.export_state()).map.queries, name)
+        np.testing.assert_array_equal(kept, getattr(queries, name), err_msg=name)
+    assert (queries.votes < 0).any()
+    assert queries.column("visible").sum() > 10
+
+
+def test_a_replayed_keyframe_does_not_repeat_what_it_said_before_it_was_saved(state: State) -> None:
+    mapper = restored(state)
+    for _ in range(3):  # the masks of a restored keyframe are matched again
+        for keyframe in mapper.keyframes.all:
+            mapper.optimizer.step(keyframe)
+            assert keyframe.revision == mapper.map.queries.revision
+    queries = mapper.map.queries
+    told = torch.zeros_like(queries.votes)
+    visible = torch.zeros_like(queries.column("visible"))
+    for keyframe in mapper.keyframes.all:
+        rows = queries.rows_of(keyframe.sighting.ids)
+        assert (rows >= 0).all()
+        told[rows[:, None], rows] += keyframe.sighting.votes
+        visible[rows] += keyframe.sighting.visible
+    has_no_parent = queries.column("parent_id") == 0  # a part begins with votes for its object
+    assert has_no_parent.sum() > 3
+    both = has_no_parent[:, None] & has_no_parent
+    np.testing.assert_array_equal(queries.votes[both], told[both])
+    np.testing.assert_array_equal(queries.column("visible"), visible)
 
 
 def test_merged_ids_are_remembered(state: State) -> None:

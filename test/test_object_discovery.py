@@ -118,6 +118,32 @@ def test_labels_are_not_given_to_what_is_not_on_the_surface_or_has_one() -> None
     assert (gaussians["class_index"][:-4] == FLOOR).all()
 
 
+def test_labels_go_to_lost_things_and_to_all_in_masks_that_opened_a_query() -> None:
+    mapper = wall_mapper()
+    gaussians, keyframe = mapper.map.gaussians, mapper.keyframes.all[0]
+    right = gaussians["instance_id"] == TABLE_ID
+    left = gaussians["instance_id"] == CHAIR_ID
+
+    def labelled(new_ids: list[int], class_index: int, instance_id: int) -> torch.Tensor:
+        """Which Gaussians are relabelled when all had this label before."""
+        gaussians["class_index"][:] = class_index
+        gaussians["instance_id"][:] = instance_id
+        label_from(keyframe, new_ids, keyframe.depth, mapper.map, mapper.config.density)
+        return (gaussians["instance_id"] != instance_id) | (gaussians["class_index"] != class_index)
+
+    assert not labelled([], TABLE, TABLE_ID).any()  # they have a label, of a living object
+    assert not labelled([], WALL, 0).any()  # stuff
+    assert torch.equal(labelled([], TABLE, 99), left | right)  # things of an object that is gone
+    assert (gaussians["instance_id"][left] == CHAIR_ID).all()
+    assert (gaussians["class_index"][left] == CHAIR).all()
+    assert (gaussians["instance_id"][right] == TABLE_ID).all()
+    assert (gaussians["instance_id"][~left & ~right] == 99).all()  # no mask says whose they are
+    assert torch.equal(labelled([CHAIR_ID], TABLE, TABLE_ID), left)
+    assert torch.equal(labelled([CHAIR_ID], WALL, 0), left)
+    keyframe.mask_ids[2] = 0
+    assert torch.equal(labelled([], CHAIR, 99), right)
+
+
 def test_masks_find_their_objects_again_under_other_numbers() -> None:
     mapper = wall_mapper()
     labels = wall_frame().labels.instance
@@ -180,6 +206,54 @@ def replayed(*frames: Frame) -> PanopticMapper:
             associate_again(mapper, keyframe)
         maintain_queries(mapper.map, mapper.keyframes)
     return mapper
+
+
+def test_masks_are_matched_again_only_when_there_are_other_queries() -> None:
+    mapper = wall_mapper()
+    associated(mapper, wall_frame(stamp_ns=1))
+    keyframe, queries = mapper.keyframes.all[-1], mapper.map.queries
+    votes, mask_ids = queries.votes.clone(), list(keyframe.mask_ids)
+    keyframe.mask_ids = [0, 0, 0]
+    associate_again(mapper, keyframe)
+    assert keyframe.mask_ids == [0, 0, 0]  # nothing has changed, so nothing is done
+    queries.revision += 1
+    for _ in range(3):
+        associate_again(mapper, keyframe)
+    assert keyframe.mask_ids == mask_ids
+    assert torch.equal(queries.votes, votes)  # what a keyframe says counts once
+    assert queries.column("observations").tolist() == [2, 2]
+
+
+def test_masks_of_old_keyframes_go_to_the_objects_that_came_later() -> None:
+    apart, cut = wall_frame().labels, cut_chair().labels
+    mapper = wall_mapper(*views_of_the_wall(apart, cut, cut))
+    old = mapper.keyframes.all[1]
+    assert old.mask_ids == [0, TABLE_ID, CHAIR_ID, 3]
+    old.mask_ids = [0, TABLE_ID, CHAIR_ID, CHAIR_ID]  # as if it had come before the part was opened
+    mapper.map.queries.count(mapper.keyframes.observations())
+    before = mapper.map.queries.evidence[:, CHAIR].clone()
+    mapper.map.queries.revision += 1
+    associate_again(mapper, old)
+    assert old.mask_ids == [0, TABLE_ID, CHAIR_ID, 3]
+    after = mapper.map.queries.evidence[:, CHAIR]
+    assert after[2] == before[2] + 1  # and so does its evidence
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_object_that_is_cut_at_random_in_every_fifth_image_stays_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = [wall_frame().labels]
+    for is_cut in rng.permutation([True] * 3 + [False] * 12):
+        numbers = labels[0].instance.copy()
+        if is_cut:  # in two parts, each time elsewhere
+            upper = numbers[: rng.integers(6, 18)]
+            upper[upper == 5] = 9
+        labels.append(Segmentation(labels[0].semantic, numbers))
+    mapper = replayed(*views_of_the_wall(*labels))
+    queries = mapper.map.queries
+    assert len(mapper.keyframes) == 16
+    assert set(queries.ids[queries.shown_rows()].tolist()) == {TABLE_ID, CHAIR_ID}
+    assert set(np.unique(mapper.render(wall_frame().camera, np.eye(4)).instance)) == {0, TABLE_ID, CHAIR_ID}
 
 
 def test_an_object_that_is_cut_now_and_then_stays_one() -> None:
