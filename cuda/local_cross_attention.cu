@@ -249,7 +249,7 @@ __device__ void sum_over_rows(BackwardShared& shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int query = lane / 4, feature = lane % 4 * 8;
   float sums[4][8] = {};
-#pragma unroll 4
+#pragma unroll 2
   for (int r = warp * 32; r < warp * 32 + 32; ++r) {
     const float4 low = *reinterpret_cast<const float4*>(&shared.features[r][feature]);
     const float4 high = *reinterpret_cast<const float4*>(&shared.features[r][feature + 4]);
@@ -264,7 +264,7 @@ __device__ void sum_over_rows(BackwardShared& shared) {
   const float4 *geometry = shared.queries.geometry[lane];
   const float3 center = make_float3(geometry[0].w, geometry[1].w, geometry[2].w);
   float moments[9] = {};
-#pragma unroll 4
+#pragma unroll 2
   for (int r = warp * 32; r < warp * 32 + 32; ++r) {
     const float v = shared.v_squares[r][lane];
     const float4 x = shared.means[r];

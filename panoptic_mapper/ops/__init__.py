@@ -73,8 +73,8 @@ def _register(library: Path) -> None:
 def raise_device_errors() -> None:
     """Raises what the CUDA kernels that have finished found wrong in the values of their arguments.
 
-    Does not wait for the device: synchronise first to learn of all kernels launched so far. The next call of an operator
-    does the same.
+    Does not wait for the device: synchronise first to learn of all kernels launched so far. The next call of an
+    operator does the same.
 
     Raises:
         IndexError, ValueError: naming the argument.
