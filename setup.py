@@ -6,7 +6,8 @@ the ROS 2 interface generators can be found, and what it installs is packed into
 
 Environment, each `auto` (build it where it can be built), `on` (fail where it cannot) or `off`:
     PANOPTIC_MAPPER_INTERFACES   the messages and services
-    PANOPTIC_MAPPER_KERNELS      the C++ kernels; without them they are compiled on first use
+    PANOPTIC_MAPPER_KERNELS      the C++ kernels, and the CUDA ones where nvcc and a torch for CUDA are there; without
+                                 them they are compiled on first use
 """
 
 from __future__ import annotations
@@ -134,16 +135,21 @@ def prefix_files(stage: Path, site_packages: Path) -> list[tuple[str, list[str]]
 
 def kernel_arguments() -> dict:
     """The ahead-of-time compiled extension `panoptic_mapper._kernels`."""
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
     spec = importlib.util.spec_from_file_location("kernel_build", ROOT / NAME / "ops/build.py")
     kernel_build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernel_build)
-    extension = CppExtension(
+    with_cuda = torch.version.cuda is not None and CUDA_HOME is not None and (Path(CUDA_HOME) / "bin/nvcc").is_file()
+    cxx_args = [*kernel_build.COMPILE_ARGS, *([kernel_build.CUDA_DEFINE] if with_cuda else [])]
+    if with_cuda and not torch.cuda.is_available():  # a GPU that is here is asked what it is
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", kernel_build.CUDA_ARCHITECTURES)
+    extension = (CUDAExtension if with_cuda else CppExtension)(
         kernel_build.EXTENSION_NAME,
-        kernel_build.extension_sources(ROOT),
+        kernel_build.extension_sources(ROOT, with_cuda),
         depends=[str(path.relative_to(ROOT)) for path in (ROOT / "cuda").iterdir()],
-        extra_compile_args=kernel_build.COMPILE_ARGS,
+        extra_compile_args={"cxx": cxx_args, "nvcc": kernel_build.NVCC_ARGS},
         extra_link_args=kernel_build.LINK_ARGS,
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}

@@ -1,17 +1,30 @@
-// Schemas and CPU implementations of the operators; autograd and fakes are in panoptic_mapper/ops/rasterize.py.
+// Schemas and implementations of the operators; autograd and fakes are in panoptic_mapper/ops/.
 
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "device_errors.h"
+#include "label_warp.h"
+#include "local_cross_attention.h"
 #include "rasterize.h"
 
 // What panoptic_mapper/ops/__init__.py looks for in the file before it loads it.
 extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapper_torch_version[] =
     "panoptic_mapper kernels for torch " TORCH_VERSION;
+#ifdef PANOPTIC_MAPPER_WITH_CUDA
+extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapper_has_cuda[] =
+    "panoptic_mapper kernels for CUDA";
+#endif
 
 #define PM_LISTS                                                                                             \
   "Tensor tile_offsets, Tensor isect_gaussians, Tensor slot_offsets, Tensor slot_isects"
 #define PM_PAIRS "Tensor pair_offsets, Tensor pair_pixels, Tensor pair_weights"
+#define PM_ATTENTION                                                                                         \
+  "Tensor features, Tensor means, Tensor visible, Tensor keys, Tensor centers, Tensor whitenings,"            \
+  " Tensor class_probs, Tensor is_thing, int num_stuff"
+#define PM_WARP                                                                                              \
+  "Tensor probabilities, Tensor depth, Tensor intrinsics, Tensor targets, Tensor target_depth,"               \
+  " Tensor target_intrinsics, Tensor T_target_source"
 #define PM_CAMERA "Tensor T_camera_map, float fx, float fy, float cx, float cy, int width, int height"
 
 TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
@@ -29,6 +42,12 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
   m.def("splat_geometry_backward(Tensor v_image, Tensor v_alpha, Tensor means2d, Tensor conics, Tensor extents,"
         " Tensor opacities, Tensor features, " PM_LISTS ", Tensor transmittance, Tensor last)"
         " -> (Tensor v_means2d, Tensor v_conics, Tensor v_opacities)");
+  m.def("local_cross_attention(" PM_ATTENTION ") -> Tensor");
+  m.def("local_cross_attention_backward(Tensor v_distribution, " PM_ATTENTION
+        ") -> (Tensor v_features, Tensor v_keys, Tensor v_centers, Tensor v_whitenings, Tensor v_class_probs)");
+  m.def("label_warp(" PM_WARP ") -> (Tensor loss, Tensor mass)");
+  m.def("label_warp_backward(Tensor v_loss, Tensor mass, " PM_WARP ") -> Tensor");
+  m.def("raise_device_errors() -> ()", panoptic_mapper::raise_device_errors);
 }
 
 TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
@@ -39,4 +58,17 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("blend_backward", panoptic_mapper::blend_backward);
   m.impl("splat", panoptic_mapper::splat);
   m.impl("splat_geometry_backward", panoptic_mapper::splat_geometry_backward);
+  m.impl("local_cross_attention", panoptic_mapper::local_cross_attention);
+  m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
+  m.impl("label_warp", panoptic_mapper::label_warp);
+  m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
 }
+
+#ifdef PANOPTIC_MAPPER_WITH_CUDA
+TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
+  m.impl("local_cross_attention", panoptic_mapper::local_cross_attention);
+  m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
+  m.impl("label_warp", panoptic_mapper::label_warp);
+  m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
+}
+#endif

@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 
 import panoptic_mapper
-from panoptic_mapper.ops.build import COMPILE_ARGS, LINK_ARGS, source_hash
+from panoptic_mapper.ops.build import (
+    COMPILE_ARGS,
+    CUDA_DEFINE,
+    CUDA_MARKER,
+    LINK_ARGS,
+    NVCC_ARGS,
+    source_files,
+    source_hash,
+)
 from panoptic_mapper.resources import PACKED_FOLDERS, resource_path
 
 logger = logging.getLogger(__name__)
@@ -28,6 +36,8 @@ def load() -> Path:
 
     Takes the library that was built with the package if it was built for this torch; else the one in the user's
     cache; else compiles the sources into that cache (about a minute, once per version of torch and of the sources).
+    Where there are a GPU and nvcc, each of these has the CUDA kernels too; with a GPU but no nvcc, operators on CUDA
+    tensors take a detour over the CPU, which is logged.
 
     Raises:
         RuntimeError: naming what is missing and the command that brings it.
@@ -40,11 +50,46 @@ def load() -> Path:
                 library = _compile_and_load()
             else:
                 torch.ops.load_library(str(library))
-            from panoptic_mapper.ops import rasterize  # registers autograd and fakes on what was just loaded
-
-            rasterize.register()
+            _register(library)
             _loaded_from = library
         return _loaded_from
+
+
+def _register(library: Path) -> None:
+    """Registers autograd and fakes on what was just loaded."""
+    from panoptic_mapper.ops import cpu_fallback, label_warp, local_cross_attention, rasterize
+
+    for module in (rasterize, local_cross_attention, label_warp):
+        module.register()
+    if torch.cuda.is_available() and CUDA_MARKER not in library.read_bytes():
+        logger.warning(
+            "the CUDA kernels are not built, and nvcc is missing: labels of Gaussians on the GPU are computed on the"
+            " CPU, slowly; install the CUDA toolkit %s and put its bin/ on the PATH",
+            torch.version.cuda,
+        )
+        cpu_fallback.register()
+
+
+def raise_device_errors() -> None:
+    """Raises what the CUDA kernels that have finished found wrong in the values of their arguments.
+
+    Does not wait for the device: synchronise first to learn of all kernels launched so far. The next call of an
+    operator does the same.
+
+    Raises:
+        IndexError, ValueError: naming the argument.
+    """
+    load()
+    torch.ops.panoptic_mapper.raise_device_errors()
+
+
+def compiles_cuda() -> bool:
+    """Whether the CUDA kernels can be compiled and run here: a GPU, a torch that finds it, and nvcc."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if not torch.cuda.is_available() or torch.version.cuda is None or CUDA_HOME is None:
+        return False
+    return (Path(CUDA_HOME) / "bin/nvcc").is_file()
 
 
 def ahead_of_time_library() -> Path | None:
@@ -60,6 +105,8 @@ def ahead_of_time_library() -> Path | None:
                 logger.warning("%s was built for another torch than %s; not used", path, torch.__version__)
             elif sources is not None and not _is_built_from(sources, path):
                 logger.warning("%s was built from other sources than %s; not used", path, sources)
+            elif compiles_cuda() and CUDA_MARKER not in path.read_bytes():
+                logger.warning("%s was built without CUDA kernels; not used", path)
             else:
                 return path
     return None
@@ -103,8 +150,16 @@ def _cache_file() -> Path | None:
     if sources is None:
         return None
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"kernels-torch{torch.__version__}-{platform.machine()}-{source_hash(sources)}.so"
+    name = f"kernels-torch{torch.__version__}{_cuda_tag()}-{platform.machine()}-{source_hash(sources)}.so"
     return base / "panoptic_mapper" / name
+
+
+def _cuda_tag() -> str:
+    """For which GPUs the CUDA kernels are compiled, e.g. "-sm90"; empty without."""
+    if not compiles_cuda():
+        return ""
+    capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return "".join(f"-sm{major}{minor}" for major, minor in sorted(capabilities))
 
 
 def _search_path() -> str:
@@ -115,13 +170,15 @@ def _search_path() -> str:
 def _compile_and_load() -> Path:
     missing = missing_for_compiling()
     if missing is not None:
-        raise RuntimeError(f"the CPU operators are not built and cannot be compiled: {missing}")
+        raise RuntimeError(f"the operators are not built and cannot be compiled: {missing}")
     from torch.utils import cpp_extension
 
     sources, library = source_dir(), _cache_file()
     assert sources is not None
     assert library is not None
-    logger.warning("compiling the CPU operators into %s; this takes about a minute, once", library)
+    with_cuda = compiles_cuda()
+    devices = "the CPU and CUDA" if with_cuda else "the CPU"
+    logger.warning("compiling the operators for %s into %s; this takes about a minute, once", devices, library)
     path = os.environ.get("PATH")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
@@ -130,15 +187,16 @@ def _compile_and_load() -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             cpp_extension.load(
                 "panoptic_mapper_kernels",
-                [str(source) for source in sorted(sources.glob("*.cpp"))],
-                extra_cflags=COMPILE_ARGS,
+                [str(source) for source in source_files(sources, with_cuda)],
+                extra_cflags=[*COMPILE_ARGS, *([CUDA_DEFINE] if with_cuda else [])],
+                extra_cuda_cflags=NVCC_ARGS,
                 extra_ldflags=LINK_ARGS,
                 build_directory=folder,
                 is_python_module=False,
             )
             os.replace(Path(folder) / "panoptic_mapper_kernels.so", library)
     except (RuntimeError, OSError) as error:
-        raise RuntimeError(f"the CPU operators could not be compiled into {library}: {error}") from error
+        raise RuntimeError(f"the operators could not be compiled into {library}: {error}") from error
     finally:
         if path is None:
             del os.environ["PATH"]

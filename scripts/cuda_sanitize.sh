@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Runs the CUDA kernels' tests under compute-sanitizer: memcheck and racecheck. Needs an NVIDIA GPU and the CUDA toolkit.
+# Usage: cuda_sanitize.sh PYTHON
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+# A compilation on first use is not what is to be checked; and with one allocation per tensor each end is seen.
+"$python" -c "from panoptic_mapper import ops; ops.load()"
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+tests="equals_twin or half_precision or empty_inputs or layouts or extreme or wrong_rows or no_depth"
+for tool in memcheck racecheck; do
+  echo "cuda-sanitize: $tool"
+  compute-sanitizer --tool "$tool" --error-exitcode 9 "$python" -m pytest -q -p no:cacheprovider -m cuda \
+    test/test_attention_op.py test/test_label_warp_op.py -k "($tests) and not cpu"
+done
