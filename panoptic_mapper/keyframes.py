@@ -17,6 +17,7 @@ from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
+from panoptic_mapper.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Keyframe:
 
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""
-        return torch.from_numpy(inverse_pose(self.T_map_camera)).float().to(self.depth.device)
+        return to_device(inverse_pose(self.T_map_camera).astype(np.float32), self.depth.device)
 
 
 class KeyframeStore:
@@ -95,24 +96,25 @@ class KeyframeStore:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
         mask_index, classes, scores, px = _numbered_masks(segmentation)
-        confidence = segmentation.confidence
+        confidence = (
+            np.ones(mask_index.shape, np.float32) if segmentation.confidence is None else segmentation.confidence
+        )
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
             camera=frame.camera,
             T_map_camera=frame.T_map_camera,
-            color=torch.tensor(frame.color, device=device),
-            depth=torch.tensor(frame.depth, device=device),
-            semantic=torch.tensor(segmentation.semantic, dtype=torch.int32, device=device),
-            mask_index=torch.tensor(mask_index, device=device),
-            confidence=torch.tensor(
-                np.ones(mask_index.shape, np.float32) if confidence is None else confidence, device=device
-            ),
+            color=to_device(frame.color, device),
+            depth=to_device(frame.depth, device),
+            semantic=to_device(segmentation.semantic.astype(np.int32, copy=False), device),
+            mask_index=to_device(mask_index, device),
+            confidence=to_device(confidence, device),
             mask_classes=classes,
             mask_scores=scores,
             mask_px=px,
             mask_ids=[0] * len(classes),
         )
+        keyframe.has_labels = bool((segmentation.semantic > 0).any())
         self.all.append(keyframe)
         self.covisibility.add(frame.depth, frame.camera, frame.T_map_camera)
         return keyframe
