@@ -96,9 +96,9 @@ class KeyframeStore:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
         mask_index, classes, scores, px = _numbered_masks(segmentation)
-        confidence = (
-            np.ones(mask_index.shape, np.float32) if segmentation.confidence is None else segmentation.confidence
-        )
+        confidence = segmentation.confidence
+        if confidence is None:
+            confidence = np.ones(mask_index.shape, np.float32)
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
@@ -194,11 +194,7 @@ class KeyframeStore:
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
     """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
     instance = np.where(segmentation.semantic > 0, segmentation.instance, 0)
-    ids, index = np.unique(instance, return_inverse=True)
-    index = index.reshape(instance.shape)
-    if len(ids) == 0 or ids[0] != 0:
-        index = index + 1  # no pixel without a mask: keep 0 free for it
-    num = int(index.max(initial=0)) + 1
+    index, num = _numbered(instance)
     num_classes = int(segmentation.semantic.max(initial=0)) + 1
     votes = np.bincount(index.ravel() * num_classes + segmentation.semantic.ravel(), minlength=num * num_classes)
     classes = votes.reshape(num, num_classes).argmax(1)
@@ -207,4 +203,14 @@ def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], 
     if segmentation.confidence is not None:
         total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=num)
         scores = total / np.maximum(area, 1)
-    return index.astype(np.int32), classes.tolist(), scores.tolist(), area.tolist()
+    return index, classes.tolist(), scores.tolist(), area.tolist()
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Ids >= 0 as the numbers 0, 1, 2 ... in their order, int32, where 0 stays 0; and one more than the largest."""
+    if ids.max(initial=0) >= ids.size:  # a table of all possible ids would be larger than the image
+        present, index = np.unique(np.append(ids.ravel(), 0), return_inverse=True)
+        return index[:-1].reshape(ids.shape).astype(np.int32), len(present)
+    is_present = np.bincount(ids.ravel(), minlength=1) > 0
+    is_present[0] = True
+    return (np.cumsum(is_present) - 1).astype(np.int32)[ids], int(is_present.sum())

@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from panoptic_mapper.config import Config, load_config, section
 from panoptic_mapper.datasets import open_dataset
 from panoptic_mapper.datasets.base import Dataset
 from panoptic_mapper.evaluation import split_indices
-from panoptic_mapper.frame import Frame
+from panoptic_mapper.frame import Frame, Segmentation
+from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import MapperConfig, PanopticMapper
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 
@@ -32,6 +33,16 @@ class PresetConfig(Config):
     """The files in config/ hold the settings of the mapper as a group."""
 
     mapper: MapperConfig = section(MapperConfig)
+
+
+class GivenLabels:
+    """A segmenter that takes no time: it gives the labels that came with the frame."""
+
+    def __init__(self, label_space: LabelSpace) -> None:
+        self.label_space = label_space
+
+    def segment(self, frame: Frame) -> Segmentation | None:
+        return frame.labels
 
 
 @dataclass
@@ -49,7 +60,6 @@ class Context:
     num_gaussians: int
     repeats: int
     out: Path
-    _cache: dict[int, Frame] = field(default_factory=dict)
 
     @staticmethod
     def of(args: argparse.Namespace) -> Context:
@@ -72,6 +82,11 @@ class Context:
     def dataset(self) -> Dataset:
         return open_dataset(self.data)
 
+    @property
+    def label_space(self) -> LabelSpace:
+        assert self.dataset.label_space is not None, "the sequence needs labels"
+        return self.dataset.label_space
+
     @cached_property
     def splits(self) -> tuple[list[int], list[int]]:
         """Numbers of the frames that are mapped and of those held out."""
@@ -79,26 +94,24 @@ class Context:
 
     def frames(self, indices: Sequence[int]) -> list[Frame]:
         """Frames in memory: reading them is no part of what is measured."""
-        for index in indices:
-            if index not in self._cache:
-                self._cache[index] = self.dataset[index]
-        return [self._cache[index] for index in indices]
+        return [self.dataset[index] for index in indices]
 
-    @property
+    @cached_property
     def mapped_frames(self) -> list[Frame]:
-        return self.frames(self.splits[0])
+        """Their labels are those that a 2D model would give: instances have other numbers in every frame."""
+        segmenter = DatasetSegmenter(self.label_space)
+        return [replace(frame, labels=segmenter.segment(frame)) for frame in self.frames(self.splits[0])]
 
-    @property
+    @cached_property
     def held_out_frames(self) -> list[Frame]:
         return self.frames(self.splits[1])
 
     def mapper(self, run: str = "fast", *settings: str) -> PanopticMapper:
-        """A mapper of the preset of a run, whose labels are those of the frames without their identities."""
+        """A mapper of the preset of a run, to which the labels of the frames are given without their identities."""
         file = self.config if run == "fast" else self.slow_config
         words = [f"mapper.image_width_px={self.width}", *(f"mapper.{word}" for word in (*self.settings, *settings))]
         config = load_config(PresetConfig, file, words).mapper
-        assert self.dataset.label_space is not None, "the sequence needs labels"
-        return PanopticMapper(config, DatasetSegmenter(self.dataset.label_space), self.device)
+        return PanopticMapper(config, GivenLabels(self.label_space), self.device)
 
     def warmed_mapper(self, num_frames: int) -> PanopticMapper:
         """A mapper that has mapped the first frames."""
