@@ -156,11 +156,7 @@ class InstanceQueries:
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Rows of living public ids (any shape, int64); -1 where an id is 0 or gone."""
-        if len(self) == 0:
-            return torch.full_like(ids, -1)
-        table_ids = self.ids if ids.device == self.ids.device else self.ids_on_device
-        position = torch.searchsorted(table_ids, ids.contiguous()).clamp_max(len(self) - 1)
-        return torch.where(table_ids[position] == ids, position, -1)
+        return rows_of(ids, self.ids if ids.device == self.ids.device else self.ids_on_device)
 
     def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, visible_means: Tensor) -> Tensor:
         """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian of the view [V, 3]."""
@@ -302,6 +298,14 @@ class InstanceQueries:
         axes = axes * torch.linalg.det(axes).sign()[:, None, None]  # a rotation, not a reflection
         stds = self.config.spread * variances.clamp_min(0).sqrt()
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
+
+
+def rows_of(ids: Tensor, table_ids: Tensor) -> Tensor:
+    """Rows (shape of `ids`, int64) of ids in `table_ids` [Q], which ascend; -1 where an id is not there."""
+    if len(table_ids) == 0:
+        return torch.full_like(ids, -1)
+    position = torch.searchsorted(table_ids, ids.contiguous()).clamp_max(len(table_ids) - 1)
+    return torch.where(table_ids[position] == ids, position, -1)
 
 
 def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:

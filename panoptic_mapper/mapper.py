@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,11 +190,20 @@ class PanopticMapper:
 
     def snapshot(self) -> MapSnapshot:
         """An immutable copy of the labelled Gaussians and of the objects."""
-        return extraction.map_snapshot(self.map, self.label_space, self.up, self.last_stamp_ns)
+        return self.begin_snapshot()()
+
+    def begin_snapshot(self) -> Callable[[], MapSnapshot]:
+        """Copies the map as it is now, without a wait; what it returns makes the snapshot, in any thread.
+
+        On a GPU it does so on a stream of its own, so that mapping goes on meanwhile.
+        """
+        frozen = extraction.freeze(self.map)
+        label_space, up, stamp_ns = self.label_space, self.up.copy(), self.last_stamp_ns
+        return lambda: extraction.map_snapshot(frozen, label_space, up, stamp_ns)
 
     def objects(self) -> tuple[MapObject, ...]:
         """The objects of the map, by ascending id."""
-        return extraction.map_objects(self.map, self.label_space, self.up)
+        return extraction.map_objects(extraction.freeze(self.map), self.label_space, self.up)
 
     def at_mapping_size(self, frame: Frame) -> Frame:
         """The frame at the resolution at which it is mapped: never larger than it came."""
@@ -203,15 +213,20 @@ class PanopticMapper:
         return frame.resized(width, round(frame.camera.height * width / frame.camera.width))
 
     def stats(self) -> MapStats:
-        """Counters and gauges."""
+        """Counters and gauges; waits for the device once."""
+        losses = self.optimizer.losses
+        sizes = extraction.object_sizes(self.map)
+        values = torch.cat([*(loss.reshape(1) for loss in losses.values()), sizes.float()]).tolist()
+        loss_values, sizes_on_host = values[: len(losses)], torch.tensor(values[len(losses) :])
+        is_object = (sizes_on_host >= self.map.queries.config.min_gaussians) & self.map.queries.is_confirmed
         map_bytes = self.map.gaussians.nbytes + self.map.queries.table.nbytes + self.keyframes.nbytes
         return MapStats(
             num_frames=self.num_frames,
             num_keyframes=len(self.keyframes),
             num_gaussians=len(self.map.gaussians),
-            num_objects=int(extraction.is_object(self.map).sum()),
+            num_objects=int(is_object.sum()),
             map_bytes=map_bytes,
-            losses={name: float(value) for name, value in self.optimizer.losses.items()},
+            losses=dict(zip(losses, loss_values, strict=True)),
             stage_ms=self._clock.medians_ms(),
         )
 

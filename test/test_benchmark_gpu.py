@@ -34,7 +34,7 @@ def test_the_sequence_is_mapped_whole_and_evaluated(results):
     run = results[0]["sequence"]["fast"]
     assert run["frames"] == 8  # one is held out
     assert 0 < run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["p100"]
-    assert run["frames_per_s"] == pytest.approx(1e3 * 8 / (8 * run["integrate_ms"]["mean"]), rel=0.9)
+    assert run["frames_per_s"] == pytest.approx(1e3 / run["integrate_ms"]["mean"], rel=0.5)
     assert run["steps"] >= run["keyframes"] > 0
     assert run["quality"]["psnr"] > 10
     assert run["quality"]["pq"] is not None

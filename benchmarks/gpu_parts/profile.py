@@ -35,7 +35,7 @@ def measure(context: Context) -> dict[str, Any]:
     def whole_frames() -> int:
         for frame in frames:
             mapper.integrate(frame)
-            mapper.snapshot()
+            mapper.begin_snapshot()
         return len(frames)
 
     runs = {"colour step": colour_steps, "label step": label_steps, "frame": whole_frames}

@@ -38,7 +38,7 @@ def measure(context: Context) -> dict[str, Any]:
             _set_debug("warn")
             keyframes += mapper.integrate(frame).is_keyframe
             inside = waits.total()
-            mapper.snapshot()
+            mapper.begin_snapshot()
             snapshot_waits += waits.total() - inside
             _set_debug("default")
     return {
@@ -68,6 +68,6 @@ def _place() -> str:
 def table(result: dict[str, Any]) -> str:
     words = (
         f"{result['frames']} frames, {result['keyframes']} of them keyframes, {result['steps']} steps:"
-        f" {result['waits']} waits in `integrate`, {result['snapshot_waits']} in `snapshot`."
+        f" {result['waits']} waits in `integrate`, {result['snapshot_waits']} in `begin_snapshot`."
     )
     return f"{words}\n\n" + markdown(["waits", "where"], [[count, place] for place, count in result["places"]])
