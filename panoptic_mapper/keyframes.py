@@ -17,6 +17,7 @@ from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
+from panoptic_mapper.occlusion import depth_limits
 from panoptic_mapper.transfers import to_device
 
 
@@ -55,6 +56,11 @@ class Keyframe:
     @cached_property
     def has_labels(self) -> bool:  # asked at every step, and on a GPU the answer makes it wait
         return bool((self.semantic > 0).any())
+
+    @cached_property
+    def depth_limits(self) -> Tensor:
+        """How far the camera can have seen, see `occlusion.depth_limits`."""
+        return depth_limits(self.depth)
 
     @property
     def nbytes(self) -> int:

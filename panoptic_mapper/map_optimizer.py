@@ -74,7 +74,7 @@ class MapOptimizer:
             neighbours: keyframes that see some of the same surfaces.
             with_labels: whether labels are optimised beside geometry; None = as often as configured.
         """
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera, keyframe.depth_limits)
         if len(view.visible_ids) == 0:
             return
         counter = SeenCounter(view)

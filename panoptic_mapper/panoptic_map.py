@@ -124,11 +124,16 @@ class PanopticMap:
     rasterizer: Rasterizer
     labels: LabelConfig = field(default_factory=LabelConfig)
 
-    def view(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> MapView:
-        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory where attention is."""
+    def view(self, camera: PinholeCamera, T_map_camera: np.ndarray, limits: Tensor | None = None) -> MapView:
+        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory where attention is.
+
+        Args:
+            limits: where a depth image was taken with it, what lies far behind that is left out
+                (`occlusion.depth_limits`).
+        """
         device = self.gaussians.table.device
         T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), device)
-        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera))
+        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera, limits))
         projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
         visible_means = candidates["means"].detach()[projection.visible]
         in_view = self.queries.in_view(T_camera_map, camera, visible_means)
