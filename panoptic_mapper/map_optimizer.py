@@ -42,6 +42,11 @@ class OptimizerConfig(Config):
         " depends on the machine's speed; 0 = steps_per_keyframe on keyframes only",
         ge=0,
     )
+    skip_hidden: bool = param(
+        False,
+        "steps leave out what lies far behind a keyframe's measured surfaces: large buildings cost no more than rooms,"
+        " but what shines through a surface is not held against it",
+    )
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
@@ -74,7 +79,7 @@ class MapOptimizer:
             neighbours: keyframes that see some of the same surfaces.
             with_labels: whether labels are optimised beside geometry; None = as often as configured.
         """
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera, keyframe.depth_limits)
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
         if len(view.visible_ids) == 0:
             return
         counter = SeenCounter(view)
@@ -104,6 +109,9 @@ class MapOptimizer:
             self.map.remember_labels(view, labels)
         self.losses |= {name: value.detach() for name, value in terms.items()}
         self.num_steps += 1
+
+    def _limits(self, keyframe: Keyframe) -> Tensor | None:
+        return keyframe.depth_limits if self.config.skip_hidden else None
 
     def _is_label_step(self) -> bool:
         """Every `label_every`-th step; not always on the same of the three kinds of keyframes that take turns."""

@@ -271,7 +271,7 @@ class PanopticMapper:
     @torch.no_grad()
     def _associate(self, keyframe: Keyframe) -> tuple[Rendering, list[int]]:
         """Tells which object each 2D mask shows; returns the map as the keyframe sees it, and ids of new objects."""
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera, keyframe.depth_limits)
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
         rendering = view.render()
         config, density = self.config.association, self.config.density
         masks = view.blend_labels().masks

@@ -251,8 +251,7 @@ def test_a_room_behind_a_wall_stays_as_it_is() -> None:
     gaussians = mapper.map.gaussians
     gaussians.append(opaque_wall(), anchor=0)
     rng = torch.Generator().manual_seed(0)
-    # So near behind the measured surface that it might be a part of it.
-    behind = torch.rand(200, 3, generator=rng) * torch.tensor([1.0, 0.8, 0.15]) + torch.tensor([-0.5, -0.4, 2.1])
+    behind = torch.rand(200, 3, generator=rng) * torch.tensor([1.0, 0.8, 2.0]) + torch.tensor([-0.5, -0.4, 2.5])
     gaussians.append(gaussian_columns(behind, semantics=torch.randn(200, 16, generator=rng)), anchor=0)
     before = columns(mapper, tuple(WIDTHS))
     losses_after(mapper, 3)
@@ -263,6 +262,17 @@ def test_a_room_behind_a_wall_stays_as_it_is() -> None:
     gaussians.keep(torch.arange(len(gaussians)) >= len(gaussians) - 200)
     losses_after(mapper, 3)
     assert (gaussians["means"] != before["means"][-200:]).any(1).float().mean() > 0.5
+
+
+def test_what_is_hidden_can_be_left_out_of_a_step() -> None:
+    behind = gaussian_columns(torch.tensor([[0.0, 0, 2.2], [0.0, 0, 2.6]]))
+    for skips, num_left_out in ((False, 0), (True, 1)):  # of the two, one might be a part of the surface
+        mapper = wall_mapper(f"optimizer.skip_hidden={skips}")
+        mapper.map.gaussians.append(behind, anchor=0)
+        candidates = []
+        mapper.optimizer.on_gradients = lambda keyframe, view, seen, found=candidates: found.extend(view.gaussians.ids)
+        mapper.optimizer.step(mapper.keyframes.all[0])
+        assert len(candidates) == len(mapper.map.gaussians) - num_left_out
 
 
 def test_depth_pulls_the_surface() -> None:
