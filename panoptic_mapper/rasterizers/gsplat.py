@@ -26,7 +26,7 @@ MAX_CHANNELS = 32
 def _intrinsics(camera: PinholeCamera, device: torch.device) -> Tensor:
     """The camera matrix [3, 3] float32 with gsplat's pixel centres, which are at + 0.5."""
     matrix = [[camera.fx, 0.0, camera.cx + 0.5], [0.0, camera.fy, camera.cy + 0.5], [0.0, 0.0, 1.0]]
-    return to_device(torch.tensor(matrix), device)
+    return to_device(torch.tensor(matrix, dtype=torch.float32), device)
 
 
 @dataclass
