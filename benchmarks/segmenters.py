@@ -1,6 +1,6 @@
 """Measures 2D segmenters frame by frame against the labels of a sequence, without a map.
 
-    python -m benchmarks.segmenters SEQUENCE... [--segmenters flat,tiny,geometric,dataset] [--every 8] [--width 320]
+    python -m benchmarks.segmenters SEQUENCE... [--segmenters flat,tiny,geometric,dataset] [--every 8]
 
 `flat` is what `tiny` would be without depth: its networks' outputs, merged by box and class alone. Matches
 (IoU > 0.5, one to one) are made in each frame and counted over all frames. "things": bare instances of any class.
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("sequences", nargs="+", type=Path, help="folders in ScanNet style, with labels")
     parser.add_argument("--segmenters", default="flat,tiny,geometric,dataset")
     parser.add_argument("--every", type=int, default=8, help="use every N-th frame only")
+    parser.add_argument("--first", type=int, default=0, help="index of the first frame")
     parser.add_argument("--width", type=int, default=320, help="pixels that frames are reduced to")
     parser.add_argument("--threads", type=int, default=1, help="of the semantic network")
     arguments = parser.parse_args()
@@ -156,7 +157,7 @@ def main() -> None:
         if dataset.label_space is None:
             parser.error(f"{path}: has no labels")
         width = arguments.width
-        indices = range(0, len(dataset), arguments.every)
+        indices = range(arguments.first, len(dataset), arguments.every)
         for name in arguments.segmenters.split(","):
             frames = (dataset[i] for i in indices)
             small = (f.resized(width, round(width * f.camera.height / f.camera.width)) for f in frames)

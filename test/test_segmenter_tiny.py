@@ -382,3 +382,54 @@ def test_real_kitchen():
     chairs = np.unique(result.instance[result.semantic == index("chair")])
     assert len(chairs) == 2  # not in fragments
     np.testing.assert_array_equal(segmenter.segment(frame).instance, result.instance)
+
+
+# Segments of frame 60 of the kitchen at every 20th column and 24th row: capitals are stuff, dots unlabeled.
+GOLDEN_NAMES = {
+    **{".": "unlabeled", "W": "wall", "F": "floor", "a": "window", "b": "picture", "c": "cabinet", "d": "chair"},
+    **{"e": "chair", "f": "table", "g": "cup", "h": "laptop", "i": "book"},
+}
+GOLDEN = """
+WWWWWWWWWWWWWWWWWWWWWWWWWW.....W
+WWWWWWWWWWWWWWWW.WWWWWWWW...WWWW
+WWWWWWaWWWWWWWWWWWWWWWWWWWWWWWWW
+WWWWWaaWWWWWWWWWWWWWWWWWWWWWWWWW
+WWWWWaaWWWWWW..WWWWWWWWWWbbWWWWW
+WWWWWWaWWWWWW..WWWWWWWWWWbbWbbWW
+WWWWWWWccc.WW...WWWWWWWW....bbWW
+cccccccccccccccccccccWWWWWWWWWWW
+cccccccccccccccccccccWWWWWWWWWWW
+cccccccccccccccccccccWWWWWWWWWWW
+cccccccccccccccccddddW.WWWWWWWWW
+ccccccccccccccdddd..d..WWWWWWWW.
+ccceeecccfff..ffd...dW.WWWWWWW..
+ceeeeeec.ffggfffffffffffffffffff
+eeeeeee.ffffghhhhhhhffffffffffff
+ee.eeeefffffhhhhhhhhffffffffffff
+eeeeeeefffffhhhhhhhhffffffffffff
+eeeeeeffffffhhhhhhhhiiiiiiifffff
+eeeeFFffffffhhhhhhhhiiiiiiifffff
+eeFFFfffffffffffffffiiiiiiifffff
+"""
+GOLDEN_AGREEMENT = 0.97  # of the samples: versions of the run times round differently
+
+
+@needs_weights
+def test_golden_panoptic_image_of_the_real_kitchen():
+    pytest.importorskip("ai_edge_litert")
+    pytest.importorskip("ncnn")
+    if not DATA:
+        pytest.skip("PANOPTIC_MAPPER_DATA names no folder with the sequences")
+    result = create_segmenter(SegmenterConfig(name="tiny")).segment(ScanNetFolder(f"{DATA}/real_redkitchen")[60])
+    golden = np.array([list(row) for row in GOLDEN.split()])
+    semantic, instance = result.semantic[12::24, 10::20], result.instance[12::24, 10::20]
+    names = np.array(TINY_LABEL_SPACE.names)[semantic]
+    expected_names = np.array([[GOLDEN_NAMES[letter] for letter in row] for row in golden])
+    assert np.mean(names == expected_names) > GOLDEN_AGREEMENT
+    numbers = []
+    for letter in "abcdefghi":  # each is one segment, and no two are the same
+        values, counts = np.unique(instance[golden == letter], return_counts=True)
+        numbers.append(values[counts.argmax()])
+        assert counts.max() >= 0.9 * counts.sum() or counts.sum() - counts.max() <= 1, letter
+    assert 0 not in numbers
+    assert len(set(numbers)) == len(numbers)
