@@ -77,8 +77,10 @@ def assert_same(actual: dict[str, Tensor | None], expected: dict[str, Tensor | N
     """Every output and gradient within the tolerances above, times `looser`."""
     for name, want in expected.items():
         got = actual[name]
-        assert got is not None, name
         assert want is not None, name
+        if got is None and want.numel() == 0:
+            continue  # nothing was drawn, and not all backends say so with an empty gradient
+        assert got is not None, name
         assert torch.isfinite(got.double()).all(), name
         assert got.shape == want.shape, name
         if want.numel() == 0:

@@ -27,6 +27,9 @@ CONFIDENCES = np.array([0, 0.9, 0.8, 0.9, 0.6], np.float32)  # per class: shape 
 WORK_WIDTH_PX = 320  # larger images are segmented at this width: shape needs no more, and time follows the area
 TILT_COS = np.cos(np.radians(20))  # a floor's or ceiling's normal against the up direction
 UPRIGHT_SIN = np.sin(np.radians(15))  # a wall's
+# Blunter than the patches of `tiny`, whose classes join what was cut: here nothing does, and a cut makes two objects.
+CUT_JUMP_RELATIVE = 0.05
+CUT_ANGLE_DEG = 45.0
 LEVEL_BIN_M = 0.04
 MIN_LEVEL_SHARE = 0.01  # of the valid pixels: below this, a low horizontal patch is no floor
 PLANE_BAND_M, PLANE_BAND_PER_M = 0.05, 0.015  # distance from a plane that counts as on it: base, per metre of depth
@@ -73,7 +76,7 @@ class GeometricSegmenter:
         depth = surface.inverse(w)  # without the pin holes and some of the noise
         points = surface.viewing_rays(frame.camera) * depth[..., None]  # [H, W, 3] camera frame
         normals = surface.surface_normals(w, frame.camera)
-        jumps = surface.jump_edges(w)
+        jumps = surface.jump_edges(w, CUT_JUMP_RELATIVE)
 
         up = frame.T_map_camera[:3, :3].T @ map_up  # in the camera frame
         camera_m = float(frame.T_map_camera[:3, 3] @ map_up)
@@ -95,7 +98,7 @@ class GeometricSegmenter:
         if ceiling_m is not None:
             semantic[hangs & (np.abs(heights + ceiling_m) < band)] = CEILING
 
-        cuts = jumps | surface.concave_edges(points, normals)
+        cuts = jumps | surface.concave_edges(points, normals, CUT_ANGLE_DEG)
         min_area_px = max(1, round(self._min_area_px * depth.size / (640 * 480)))
         objects = surface.connected_segments((depth > 0) & (semantic == 0) & ~cuts, min_area_px)
         # Structure and objects grow into the cut pixels together, from both sides.

@@ -67,13 +67,17 @@ def jump_edges(w: np.ndarray, relative: float = JUMP_RELATIVE, minimum: float = 
     return edges | rim
 
 
-def concave_edges(points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Pixels [H, W] bool where the surfaces on both sides meet in a concave edge.
+def concave_edges(
+    points: np.ndarray,  # [H, W, 3] m
+    normals: np.ndarray,  # [H, W, 3]
+    angle_deg: float = CONCAVE_ANGLE_DEG,
+) -> np.ndarray:
+    """Pixels [H, W] bool where the surfaces on both sides meet in a concave edge of at least `angle_deg`.
 
     Two patches are convex to each other where (n1 - n2).(p1 - p2) > 0 (Stein et al. 2014, local convexity).
     """
     edges = np.zeros(points.shape[:2], bool)
-    cos_limit = np.cos(np.radians(CONCAVE_ANGLE_DEG))
+    cos_limit = np.cos(np.radians(angle_deg))
     r = CONCAVE_REACH_PX
     for axis in (0, 1):
         before = [slice(None), slice(None)]

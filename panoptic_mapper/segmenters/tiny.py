@@ -9,7 +9,7 @@ from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.model_store import find_model
 from panoptic_mapper.segmenters.tiny_classes import TINY_LABEL_SPACE
 from panoptic_mapper.segmenters.tiny_merge import merge_panoptic
-from panoptic_mapper.segmenters.tiny_models import MosaicSemantic, YoloxDetector
+from panoptic_mapper.segmenters.tiny_models import Detection, MosaicSemantic, YoloxDetector
 from panoptic_mapper.segmenters.up_direction import UpDirection
 
 
@@ -45,7 +45,11 @@ class TinySegmenter:
 
     def segment(self, frame: Frame) -> Segmentation:
         """Labels of the frame, from colour and depth."""
+        mosaic, detections = self.predict(frame)
+        return merge_panoptic(mosaic, detections, frame, self._up.in_map(frame), self._min_area_px)
+
+    def predict(self, frame: Frame) -> tuple[np.ndarray, list[Detection]]:
+        """What the networks see in the colour image: MOSAIC class of each pixel [H, W] uint8, and boxes."""
         size = (frame.camera.width, frame.camera.height)
         mosaic = cv2.resize(self._semantic(frame.color), size, interpolation=cv2.INTER_NEAREST)
-        detections = self._detector(frame.color, self._score_threshold)
-        return merge_panoptic(mosaic, detections, frame, self._up.in_map(frame), self._min_area_px)
+        return mosaic, self._detector(frame.color, self._score_threshold)

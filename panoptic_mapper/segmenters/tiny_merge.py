@@ -25,6 +25,7 @@ from panoptic_mapper.segmenters.tiny_classes import (
 )
 from panoptic_mapper.segmenters.tiny_models import Detection
 from panoptic_mapper.segmenters.tiny_patches import DepthPatches, depth_patches, vote_by_patch
+from panoptic_mapper.segmenters.tiny_segment import Segment, snap_to_patches
 
 STUFF_CONFIDENCE = 0.8
 COMPONENT_CONFIDENCE = 0.55  # things that no detector saw
@@ -32,21 +33,12 @@ UNREFINED_SHARE = 0.5  # of the score, for boxes that neither depth nor the sema
 PATCH_INSIDE = 0.7  # share of a patch inside a box that makes it part of what the box shows
 MAX_BOX_SHARE = 0.1  # of the image: larger boxes of things without a semantic shape are not believed
 KEEP_SHARE = 0.3  # of a mask that must be left after surer masks took their part
-MERGE_GAP_M = 0.12
-FRAGMENT_SHARE = 0.35  # of the larger part's area: up to this, a touching part is a fragment of it
+MERGE_GAP_M = 0.2  # what hides a part of a thing, an arm or a rail, is wider than the gaps of depth at its outline
+FRAGMENT_SHARE = 0.7  # of the larger part's area: up to this, a touching part is a fragment of it
+OVERLAP_SHARE = 0.35  # of a part's box in space inside the larger part's: above this they are one thing
 SPILL_PX = 8  # a part this near in the image to a larger one of its class ...
 SPILL_DEPTH_M = 0.25  # ... and this far behind it is the background behind an outline drawn too wide
 MIN_EXTENT_PIXELS = 5
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One thing in the image."""
-
-    class_index: int
-    mask: np.ndarray  # [H, W] bool
-    confidence: float  # 0..1
-    is_detected: bool  # by the detector; else a component of the semantic image
 
 
 def merge_panoptic(
@@ -72,7 +64,7 @@ def merge_panoptic(
         claimed |= segment.mask
     semantic = np.where(claimed, 0, semantic)
     segments += thing_components(semantic, patches.is_split, max(1, min_area_px // 4))
-    segments = merge_fragments(segments, frame)
+    segments = merge_fragments(snap_to_patches(segments, patches), frame)
     return compose(semantic, segments, frame.depth > 0, min_area_px)
 
 
@@ -241,7 +233,7 @@ def _belongs(part: Segment, a: _Extent, whole: Segment, b: _Extent | None) -> bo
         return False
     overlap = np.minimum(a.bounds[1], b.bounds[1]) - np.maximum(a.bounds[0], b.bounds[0])
     share = np.prod(np.maximum(0, overlap)) / max(np.prod(a.bounds[1] - a.bounds[0]), 1e-9)
-    return bool(a.area_px < FRAGMENT_SHARE * b.area_px or share > FRAGMENT_SHARE)
+    return bool(a.area_px < FRAGMENT_SHARE * b.area_px or share > OVERLAP_SHARE)
 
 
 def _is_spill(a: _Extent, b: _Extent | None) -> bool:

@@ -24,9 +24,9 @@ FACING_COS = np.cos(np.radians(25))  # of a level patch's normal against up
 UPRIGHT_SIN = np.sin(np.radians(20))
 FLOOR_BAND_M = 0.12
 MIN_FLOOR_SHARE = 0.01  # of the image
-OCCLUDER_SHARE = 0.5  # of a patch's outline that stands before something: no wall, floor or ceiling
+OCCLUDER_SHARE = 0.4  # of a patch's outline that stands before something: no wall, floor or ceiling
 MINORITY = 0.1  # share that the class of such a patch must have instead
-STEP_RELATIVE, STEP_MIN = 0.05, 0.02  # inverse-depth step (relative, 1/m) that splits a thing in two
+STEP_RELATIVE, STEP_MIN = 0.15, 0.02  # inverse-depth step (relative, 1/m) that splits a thing in two
 
 
 @dataclass(frozen=True)
