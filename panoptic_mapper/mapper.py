@@ -48,7 +48,7 @@ from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
 from panoptic_mapper.rasterizers.base import Rendering
-from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
+from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,30 @@ class PanopticMapper:
         num_masks, num_matched = len(keyframe.mask_ids) - 1, sum(id > 0 for id in keyframe.mask_ids)
         return IntegrationReport(True, num_new, num_removed, num_masks, num_matched, tuple(new_ids), stage_ms)
 
+    def label(self, stamp_ns: int, segmentation: Segmentation) -> bool:
+        """Labels the keyframe of a time that has no labels yet: those of a 2D model that is slower than the camera.
+
+        Its masks meet the map as it is now, as they do when a keyframe is replayed, from the keyframe's own pose.
+
+        Returns:
+            Whether there is such a keyframe.
+
+        Raises:
+            ValueError: the labels do not fit the label space. The map is as before.
+        """
+        check_ids(segmentation, self.label_space)
+        keyframe = self.keyframes.unlabelled(stamp_ns)
+        if keyframe is None:
+            return False
+        with self._timed("label", {}):
+            keyframe.set_labels(self._usable_labels(segmentation, keyframe.depth.cpu().numpy()))
+            _, new_ids = self._associate(keyframe)
+            surface = filled_depth(keyframe.depth, self.config.density)
+            label_from(keyframe, new_ids, surface, self.map, self.config.density)
+            refit_queries(self.map)
+            maintain_queries(self.map, self.keyframes)
+        return True
+
     def refine(self, num_steps: int) -> None:
         """Optimises the map over its keyframes; does nothing while there are none."""
         for step in range(num_steps if len(self.keyframes) else 0):
@@ -218,12 +242,15 @@ class PanopticMapper:
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
 
     def _segment(self, frame: Frame) -> Segmentation | None:
-        """The 2D labels at mapping size: none for what is right before the lens, and no instances of stuff."""
+        """The 2D labels at mapping size, where there are some and they come at once."""
         segmentation = self.segmenter.segment(frame)
         if segmentation is None:
             return None
         check_segmentation(segmentation, frame, self.label_space)
-        depth = self.at_mapping_size(frame).depth
+        return self._usable_labels(segmentation, self.at_mapping_size(frame).depth)
+
+    def _usable_labels(self, segmentation: Segmentation, depth: np.ndarray) -> Segmentation:
+        """Labels at the size of `depth` [H, W]: none for what is right before the lens, and no instances of stuff."""
         segmentation = segmentation.resized(*depth.shape[::-1])
         clear = unobstructed(torch.from_numpy(depth), self.config.density).numpy()
         semantic = segmentation.semantic * clear

@@ -132,6 +132,11 @@ class MappingWorker(Generic[MapperT]):
         self.latency_ms.clear()
         self.stamp_latency_ms.clear()
 
+    def note_change(self) -> None:
+        """Says that the map has changed: it is published anew, and refined while nothing comes. Call it from a task."""
+        self.version += 1
+        self._refine_steps_left = self.config.max_idle_refine_steps
+
     def step(self) -> bool:
         """Does the next piece of work, a task before a frame before idle refinement; False where there is none."""
         if self._tasks:
@@ -180,8 +185,7 @@ class MappingWorker(Generic[MapperT]):
             self.frames.count("error", self.last_error)
             return
         finally:
-            self.version += 1
-            self._refine_steps_left = self.config.max_idle_refine_steps
+            self.note_change()
         latency_s = self.frames.clock() - queued.arrival_s
         self.latency_ms.add(1e3 * latency_s)
         self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))

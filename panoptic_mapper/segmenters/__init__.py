@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from panoptic_mapper.config import Config, param
+from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.datasets.noise import NOISE_LEVELS, NoiseConfig
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.segmenters.background import BackgroundConfig, BackgroundSegmenter
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.geometric import GeometricSegmenter
@@ -17,7 +19,9 @@ from panoptic_mapper.segmenters.none import NoSegmenter
 from panoptic_mapper.segmenters.tiny import TinySegmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
 
-__all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segmenter"]
+__all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_background_segmenter", "create_segmenter"]
+
+FAST = ("dataset", "topic", "geometric", "none")  # segmenters for which a frame can wait
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,25 @@ class SegmenterConfig(Config):
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
     num_threads: int = param(2, "tiny: threads of the semantic network", ge=1)
     min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
+    run: Literal["auto", "inline", "process"] = param(
+        "auto",
+        "inline: frames wait for their labels; process: labels come later, from a process of their own;"
+        " auto = process in the node for models, inline elsewhere",
+        choices=("auto", "inline", "process"),
+    )
+    background: BackgroundConfig = section(BackgroundConfig)
+
+
+def create_background_segmenter(
+    config: SegmenterConfig, label_space: LabelSpace | None = None, up: np.ndarray | None = None
+) -> BackgroundSegmenter:
+    """The same as `create_segmenter`, in a process of its own; its labels come later.
+
+    Raises:
+        ValueError: as `create_segmenter`.
+        SegmenterFailure: the process ended or hung before the segmenter was made.
+    """
+    return BackgroundSegmenter(partial(create_segmenter, config, label_space, up), config.background)
 
 
 def create_segmenter(
