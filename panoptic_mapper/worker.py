@@ -99,6 +99,11 @@ class MappingWorker(Generic[MapperT]):
         return self._thread is not None and self._thread.is_alive()
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether the thread has been told to end, or has ended: no more tasks are taken."""
+        return self._stopping
+
+    @property
     def is_paused(self) -> bool:
         return self._paused
 

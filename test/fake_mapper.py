@@ -9,6 +9,7 @@ import numpy as np
 from panoptic_mapper.frame import Frame, PinholeCamera
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
 from panoptic_mapper.mapper import MapperConfig
+from panoptic_mapper.segmenters.none import NoSegmenter
 from panoptic_mapper.snapshot import Box, MapObject, MapSnapshot, MapStats, PanopticView
 
 LABEL_SPACE = LabelSpace.from_classes([SemanticClass(40, "wall", False), SemanticClass(5, "chair", True)])
@@ -25,6 +26,7 @@ class FakeMapper:
 
     label_space = LABEL_SPACE
     config = MapperConfig()
+    segmenter = NoSegmenter(LABEL_SPACE)
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []

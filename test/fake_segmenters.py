@@ -91,6 +91,11 @@ def die() -> Honest:
     os._exit(7)
 
 
+def die_while(switch: Path) -> Honest:
+    """Ends the process while a file is there."""
+    return die() if switch.exists() else Honest()
+
+
 def sleep() -> Honest:
     time.sleep(1e6)
     return Honest()

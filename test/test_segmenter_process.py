@@ -13,7 +13,7 @@ from fake_segmenters import SPACE, Honest, Misbehaving, die, refuse, sleep
 
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.segmenters.process import SegmenterFailure, SegmenterProcess
-from panoptic_mapper.segmenters.shared_memory import SharedMemory
+from panoptic_mapper.shared_memory import SharedMemory
 
 TIMEOUT_S = 60.0  # of what must come
 MISDEEDS = {

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
-from panoptic_mapper.segmenters.shared_memory import Parcel, SharedMemory
+from panoptic_mapper.shared_memory import Parcel, SharedMemory
 
 FailureKind = Literal["crash", "hang", "error", "out_of_memory", "garbage", "refused"]
 END_S = 2.0  # in which a process that is told to end must have done so
@@ -48,7 +48,7 @@ class SegmenterProcess:
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self._frames.fd, self._labels.fd)
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # it finds the modules that we find
-        command = [sys.executable, "-m", f"{__package__}.process_main", *map(str, (*fds, niceness))]
+        command = [sys.executable, "-m", "panoptic_mapper.segmenter_main", *map(str, (*fds, niceness))]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, pass_fds=fds, env={**os.environ, "PYTHONPATH": path}
         )

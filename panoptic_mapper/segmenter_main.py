@@ -1,4 +1,7 @@
-"""The process of a segmenter: makes it, labels frames as they come, and ends when the other side is gone."""
+"""The process of a segmenter: makes it, labels frames as they come, and ends when the other side is gone.
+
+It imports no more than that needs, so that a process starts in a tenth of a second, if its model does.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from panoptic_mapper.segmenters.base import Segmenter
-from panoptic_mapper.segmenters.shared_memory import SharedMemory
+from panoptic_mapper.shared_memory import SharedMemory
+
+if TYPE_CHECKING:
+    from panoptic_mapper.segmenters.base import Segmenter
 
 OOM_SCORE_ADJ = 500  # where memory runs out, the kernel is to end this process before the one that holds the map
 
