@@ -91,7 +91,6 @@ def create_mapper(
 
     Raises:
         ValueError: the segmenter lacks its label space, run times or weights, or there is no such device.
-        SegmenterFailure: the process of a model ended or hung before it was ready.
     """
     up = None if config.up_axis == "auto" else np.array(UP_AXES[config.up_axis], dtype=np.float64)  # [3]
     in_background = segmenter.run == "process" or (segmenter.run == "auto" and is_live and segmenter.name not in FAST)

@@ -10,7 +10,7 @@ import colorsys
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class SemanticClass:
     id: int
     name: str
     is_thing: bool
+    synonyms: tuple[str, ...] = field(default=(), compare=False)  # other words for it, by which people may ask
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class LabelSpace:
     """An ordered set of classes; `classes[0]` is always "unlabeled"."""
 
     classes: tuple[SemanticClass, ...]
+    is_open: bool = field(default=False, compare=False)  # a list of words that may change; ids are then ours to give
 
     @staticmethod
-    def from_classes(classes: Iterable[SemanticClass]) -> LabelSpace:
+    def from_classes(classes: Iterable[SemanticClass], is_open: bool = False) -> LabelSpace:
         """Builds a space from the classes without "unlabeled", which is put in front.
 
         Raises:
@@ -51,7 +53,7 @@ class LabelSpace:
         for c in classes:
             if not 1 <= c.id <= MAX_CLASS_ID:
                 raise ValueError(f"label space: class '{c.name}' has id {c.id}, expected 1..{MAX_CLASS_ID}")
-        return LabelSpace((SemanticClass(UNLABELED, "unlabeled", False), *classes))
+        return LabelSpace((SemanticClass(UNLABELED, "unlabeled", False), *classes), is_open)
 
     @staticmethod
     def from_json(file: Path) -> LabelSpace:
@@ -62,7 +64,10 @@ class LabelSpace:
         """
         try:
             entries = json.loads(Path(file).read_text())["classes"]
-            classes = [SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries]
+            classes = [
+                SemanticClass(int(e["id"]), e["name"], bool(e["isthing"]), tuple(e.get("synonyms", ())))
+                for e in entries
+            ]
         except (OSError, KeyError, TypeError, ValueError) as error:  # ValueError: not JSON, not text, not a number
             raise ValueError(f"{file}: not a readable list of classes ({error!r})") from error
         try:
@@ -107,13 +112,45 @@ class LabelSpace:
         ids = np.asarray(ids)
         return np.where((ids >= 0) & (ids <= MAX_CLASS_ID), table[np.clip(ids, 0, MAX_CLASS_ID)], UNLABELED)
 
+    def extended(self, other: LabelSpace) -> LabelSpace:
+        """This space and behind it the classes of `other` that it does not have by name; all indices stay.
+
+        A new class keeps its id where that is free, else it gets the next free one.
+
+        Raises:
+            ValueError: a class is a thing in one space and stuff in the other.
+        """
+        known = {c.name.lower(): c for c in self.classes}
+        ids, added = set(self.ids.tolist()), []
+        for c in other.classes:
+            old = known.get(c.name.lower())
+            if old is not None and old.is_thing != c.is_thing:
+                kinds = ("stuff", "a thing")
+                raise ValueError(
+                    f"label space: class '{c.name}' is {kinds[old.is_thing]} already, expected not {kinds[c.is_thing]}"
+                )
+            if old is None:
+                added.append(c if c.id not in ids else replace(c, id=max(ids) + 1))
+                ids.add(added[-1].id)
+        return LabelSpace.from_classes((*self.classes[1:], *added), self.is_open or other.is_open) if added else self
+
+    def indices_of(self, other: LabelSpace) -> np.ndarray:
+        """The index [C_other] int32 here of each class of `other`, by name; UNLABELED where there is none."""
+        lowered = {name.lower(): index for index, name in enumerate(self.names)}
+        return np.array([lowered.get(name.lower(), UNLABELED) for name in other.names], dtype=np.int32)
+
     def to_dict(self) -> list[dict[str, Any]]:
         """The classes without "unlabeled", as JSON can hold them; `from_dict` reads it."""
-        return [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in self.classes[1:]]
+        return [
+            {"id": c.id, "name": c.name, "isthing": c.is_thing} | ({"synonyms": list(c.synonyms)} if c.synonyms else {})
+            for c in self.classes[1:]
+        ]
 
     @staticmethod
     def from_dict(entries: Iterable[Mapping[str, Any]]) -> LabelSpace:
-        return LabelSpace.from_classes(SemanticClass(e["id"], e["name"], e["isthing"]) for e in entries)
+        return LabelSpace.from_classes(
+            SemanticClass(e["id"], e["name"], e["isthing"], tuple(e.get("synonyms", ()))) for e in entries
+        )
 
 
 def distinct_color(k: int) -> tuple[int, int, int]:

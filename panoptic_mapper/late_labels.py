@@ -20,7 +20,7 @@ def take_late_labels(segmenter: BackgroundSegmenter, worker: MappingWorker[Panop
 
     def on_labels(late: LateLabels) -> None:
         def task(mapper: PanopticMapper) -> None:
-            if mapper.label(late.stamp_ns, late.segmentation):
+            if mapper.label(late.stamp_ns, late.segmentation, late.label_space):
                 worker.note_change()
 
         if not worker.is_stopping:

@@ -12,6 +12,7 @@ from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.label_space import UNLABELED, LabelSpace
 
 CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
+NUM_CANDIDATES = 1024  # random codes of which a new class gets the one that is most unlike the others
 UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
 OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
@@ -90,6 +91,24 @@ class PanopticHead(nn.Module):
     @property
     def num_classes(self) -> int:
         return len(self.codes)
+
+    @torch.no_grad()
+    def grow(self, label_space: LabelSpace) -> None:
+        """Adds the classes that a space has behind those of now.
+
+        Each gets the code that is least like any other: features that were learned for other classes say next to
+        nothing for it. The parameter stays the same object, of another shape.
+        """
+        generator = torch.Generator().manual_seed(self.num_classes)
+        codes = self.codes.detach().cpu()
+        while len(codes) < len(label_space):
+            candidates = F.normalize(torch.randn(NUM_CANDIDATES, SEMANTIC_DIM, generator=generator), dim=1)
+            likeness = (candidates @ F.normalize(codes[UNLABELED + 1 :], dim=1).T).amax(1) if len(codes) > 1 else None
+            best = 0 if likeness is None else int(likeness.argmin())
+            codes = torch.cat([codes, CODE_GAIN * candidates[best : best + 1]])
+        self.codes.data = codes.to(self.codes.device)
+        self.is_thing = torch.from_numpy(label_space.is_thing).to(self.codes.device)
+        self.columns = PanopticColumns.of(self.is_thing)
 
     def class_probabilities(self, semantics: Tensor) -> Tensor:
         """p_g [V, C] of semantic features [V, SEMANTIC_DIM]."""

@@ -12,12 +12,12 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from panoptic_mapper.shared_memory import SharedMemory
+from panoptic_mapper.shared_memory import Parcel, SharedMemory
 
 if TYPE_CHECKING:
     from panoptic_mapper.segmenters.base import Segmenter
@@ -28,8 +28,8 @@ OOM_SCORE_ADJ = 500  # where memory runs out, the kernel is to end this process 
 def main(connection_fd: int, frames_fd: int, labels_fd: int, niceness: int) -> None:
     """Answers requests, one at a time, until the connection ends.
 
-    Requests: first a function that makes the segmenter, then parcels with a frame. Answers: ("ready", label space) or
-    ("labels", label space, parcel of labels), or (kind of failure, text).
+    Requests: first a function that makes the segmenter, then parcels with a frame, or new words (things, stuff) to look
+    for. Answers: ("ready", label space), ("labels", parcel of labels, label space), or (kind of failure, text).
     """
     _be_modest(niceness)
     faulthandler.enable()
@@ -44,9 +44,29 @@ def main(connection_fd: int, frames_fd: int, labels_fd: int, niceness: int) -> N
         return
     connection.send(("ready", segmenter.label_space))
     while True:
-        answer = _answered(connection, lambda: labels.write(segmenter.segment(frames.read(requests.get()))))
+        request = requests.get()
+        work = (
+            _labelling(segmenter, frames, labels, request)
+            if isinstance(request, Parcel)
+            else _change(segmenter, request)
+        )
+        answer = _answered(connection, work)
         if answer is not None:
-            connection.send(("labels", segmenter.label_space, answer))
+            connection.send((*answer, segmenter.label_space))
+
+
+def _labelling(
+    segmenter: Segmenter, frames: SharedMemory, labels: SharedMemory, parcel: Parcel
+) -> Callable[[], tuple[str, Parcel]]:
+    return lambda: ("labels", labels.write(segmenter.segment(frames.read(parcel))))
+
+
+def _change(segmenter: Any, words: tuple[Sequence[str], Sequence[str]]) -> Callable[[], tuple[str]]:
+    def change() -> tuple[str]:
+        segmenter.set_vocabulary(*words)
+        return ("ready",)
+
+    return change
 
 
 def _made(pickled: bytes) -> Segmenter:

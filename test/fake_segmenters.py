@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
+from panoptic_mapper.vocabulary import label_space_of_words
 
 SPACE = LabelSpace.from_classes([SemanticClass(10, "chair", True), SemanticClass(20, "wall", False)])
 
@@ -27,14 +30,17 @@ class Honest:
 
 
 class Waiting(Honest):
-    """Does not answer before somebody opens a named pipe for writing."""
+    """Answers for each byte that somebody writes to a named pipe."""
 
     def __init__(self, pipe: Path, label_space: LabelSpace = SPACE) -> None:
         super().__init__(label_space)
         self.pipe = pipe
+        self.stream: io.FileIO | None = None
 
     def segment(self, frame: Frame) -> Segmentation | None:
-        self.pipe.open().close()
+        if self.stream is None:
+            self.stream = io.FileIO(self.pipe)  # waits until it is opened for writing
+        self.stream.read(1)
         return super().segment(frame)
 
 
@@ -51,6 +57,20 @@ class Misbehaving(Honest):
         if self.once is not None:
             self.once.touch()
         return misbehave(self.how[frame.stamp_ns], frame)
+
+
+class Words:
+    """Calls every pixel by its first word."""
+
+    def __init__(self, things: Sequence[str], stuff: Sequence[str]) -> None:
+        self.set_vocabulary(things, stuff)
+
+    def set_vocabulary(self, things: Sequence[str], stuff: Sequence[str]) -> None:
+        self.label_space = label_space_of_words(things, stuff)
+
+    def segment(self, frame: Frame) -> Segmentation:
+        whole = np.ones(frame.depth.shape, np.int32)
+        return Segmentation(whole, whole * self.label_space.is_thing[1])
 
 
 def misbehave(how: str, frame: Frame) -> Any:
@@ -94,6 +114,12 @@ def die() -> Honest:
 def die_while(switch: Path) -> Honest:
     """Ends the process while a file is there."""
     return die() if switch.exists() else Honest()
+
+
+def make_slowly(pipe: Path) -> Honest:
+    """Is made once somebody opens a named pipe for writing."""
+    pipe.open().close()
+    return Honest()
 
 
 def sleep() -> Honest:

@@ -11,14 +11,13 @@ from queue import Queue
 
 import numpy as np
 import pytest
-from fake_segmenters import SPACE, Honest, Misbehaving, Waiting, die, die_while, refuse
+from fake_segmenters import SPACE, Honest, Misbehaving, Waiting, Words, die_while, make_slowly, refuse
 from test_segmenter_process import TIMEOUT_S, assert_same, frame_of
 
 from panoptic_mapper.config import config_from_dict
 from panoptic_mapper.segmenters import SegmenterConfig, create_background_segmenter, create_segmenter
 from panoptic_mapper.segmenters.background import BackgroundConfig, BackgroundSegmenter, LateLabels
 from panoptic_mapper.segmenters.base import Segmenter
-from panoptic_mapper.segmenters.process import SegmenterFailure
 
 
 class Rig:
@@ -60,9 +59,9 @@ def test_frames_are_taken_at_once_and_labels_come_when_the_model_is_ready(rig, t
         assert segmenter.segment(frame_of(stamp_ns)) is None
     assert rig.labels.empty()  # nobody has let the model go on
     assert segmenter.status().num_labelled == 0
-    for _ in range(3):
-        (tmp_path / "pipe").open("w").close()
-    rig.labels_of(1, 2, 3)
+    with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+        pipe.write(b"...")
+        rig.labels_of(1, 2, 3)
     status = segmenter.status()
     assert (status.state, status.num_labelled, status.num_waiting, status.failures) == ("running", 3, 0, {})
     assert 0 < status.model_ms < status.delay_ms
@@ -126,7 +125,7 @@ def test_waits_grow_while_the_model_cannot_be_started(rig, tmp_path, caplog) -> 
     rig.labels_of(1)  # the frame has waited all along
     waits = [record.args[0] for record in caplog.records if "geometry only" in record.message]
     assert waits[:5] == pytest.approx([0.01, 0.02, 0.04, 0.04, 0.04])
-    assert caplog.text.count("the 2D model runs again") == 1
+    assert caplog.text.count("the 2D model runs") == 1
     assert segmenter.status().state == "running"
 
 
@@ -146,11 +145,50 @@ def test_while_the_model_is_down_frames_wait_and_the_status_says_so(rig) -> None
     assert segmenter.status().num_waiting == 0
 
 
-def test_wrong_settings_end_the_start_and_a_crash_is_told() -> None:
+def test_wrong_settings_are_told_at_the_start() -> None:
     with pytest.raises(ValueError, match="no weights in /nowhere"):
         BackgroundSegmenter(refuse, BackgroundConfig())
-    with pytest.raises(SegmenterFailure, match="status 7"):
-        BackgroundSegmenter(die, BackgroundConfig())
+
+
+def test_a_model_that_crashes_at_its_start_is_started_again(rig, tmp_path) -> None:
+    switch = tmp_path / "broken"
+    switch.touch()
+    segmenter = rig.start(partial(die_while, switch), retry_s=0.01, max_retry_s=0.01)
+    assert segmenter.label_space.is_open
+    assert len(segmenter.label_space) == 1  # it has no classes yet
+    segmenter.segment(frame_of(1))
+    assert segmenter.status().failures["crash"] >= 1
+    switch.unlink()
+    rig.labels_of(1)
+    assert segmenter.label_space == SPACE
+
+
+def test_frames_do_not_wait_for_a_model_that_loads_for_long(rig, tmp_path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    segmenter = rig.start(partial(make_slowly, tmp_path / "pipe"), start_wait_s=0.0)
+    assert segmenter.status().state == "starting"
+    segmenter.segment(frame_of(1))
+    (tmp_path / "pipe").open("w").close()
+    rig.labels_of(1)
+    assert segmenter.status().failures == {}
+
+
+def test_a_new_vocabulary_reaches_the_process_and_the_next_one(rig) -> None:
+    segmenter = rig.start(partial(Words, ("chair",), ("floor",)), retry_s=0.01)
+    assert segmenter.label_space.names == ("unlabeled", "chair", "floor")
+    segmenter.set_vocabulary(["lamp", "couch|sofa"], ["wall"])
+    assert segmenter.label_space.names == ("unlabeled", "lamp", "couch", "wall")
+    segmenter.segment(frame_of(1))
+    assert rig.labels.get(timeout=TIMEOUT_S).label_space.names == ("unlabeled", "lamp", "couch", "wall")
+    segmenter._process.kill()
+    segmenter.segment(frame_of(2))
+    assert rig.labels.get(timeout=TIMEOUT_S).label_space.names == ("unlabeled", "lamp", "couch", "wall")
+    assert segmenter.status().failures == {"crash": 1}
+    with pytest.raises(ValueError, match="'lamp' comes 2 times"):
+        segmenter.set_vocabulary(["lamp", "lamp"], [])
+    assert segmenter.label_space.names == ("unlabeled", "lamp", "couch", "wall")
+    with pytest.raises(ValueError, match="fixed set of classes"):
+        rig.start(Honest).set_vocabulary(["lamp"], [])
 
 
 def test_a_failing_receiver_does_not_end_the_labels(rig) -> None:

@@ -21,6 +21,7 @@ from panoptic_mapper.config import config_from_dict
 from panoptic_mapper.evaluation import evaluate
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.frame_queue import FrameQueue, Observation
+from panoptic_mapper.label_space import LabelSpace, SemanticClass
 from panoptic_mapper.late_labels import take_late_labels
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.pose_buffer import PoseBuffer
@@ -213,9 +214,10 @@ def test_geometry_goes_on_while_a_slow_model_thinks(start, tmp_path) -> None:
     assert robot.ask(lambda m: (m.stats().num_keyframes, len(m.objects()))) == (5, 0)
     assert robot.ask(lambda m: m.stats().num_gaussians) > 200
     version = robot.worker.version
-    for frame in frames:
-        (tmp_path / "pipe").open("w").close()
-        assert robot.labelled.get(timeout=TIMEOUT_S) == frame.stamp_ns
+    with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+        for frame in frames:
+            pipe.write(b".")
+            assert robot.labelled.get(timeout=TIMEOUT_S) == frame.stamp_ns
     assert robot.ask(lambda m: [o.observations for o in m.objects()]) == [5, 5]
     assert robot.worker.version >= version + 5  # so that they are published
 
@@ -237,13 +239,13 @@ def test_whatever_the_model_does_the_map_is_built(start, how) -> None:
 
 def test_labels_that_the_mapper_refuses_are_told_and_the_thread_lives(start, caplog) -> None:
     robot = start(partial(Honest, SPACE))
-    fewer = replace(SPACE, classes=SPACE.classes[:2])
-    robot.ask(lambda m: setattr(m, "label_space", fewer))  # as if another model had been loaded
+    chair_is_stuff = LabelSpace.from_classes([SemanticClass(10, "chair", False)])
+    robot.ask(lambda m: setattr(m, "label_space", chair_is_stuff))  # as if another model had been loaded
     robot.see(shifted_walls(1)[0])
     assert robot.labelled.get(timeout=TIMEOUT_S) == 1
     assert robot.worker.is_alive
-    assert "class index" in robot.worker.last_error
-    assert "class index" in caplog.text
+    assert "class 'chair' is stuff already" in robot.worker.last_error
+    assert "chair" in caplog.text
 
 
 def test_labels_that_come_after_the_end_are_no_error(start, tmp_path, caplog) -> None:

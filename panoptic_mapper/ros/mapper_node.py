@@ -32,7 +32,6 @@ from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters.background import BackgroundSegmenter
-from panoptic_mapper.segmenters.process import SegmenterFailure
 from panoptic_mapper.worker import MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
@@ -207,7 +206,7 @@ def main(args: list[str] | None = None) -> int:
         _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (ValueError, SegmenterFailure) as error:
+    except ValueError as error:
         rclpy.logging.get_logger("panoptic_mapper").fatal(str(error))
         return 1
     except (RuntimeError, NotInitializedException):

@@ -15,6 +15,7 @@ from panoptic_mapper.segmenters.background import BackgroundConfig, BackgroundSe
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.geometric import GeometricSegmenter
+from panoptic_mapper.segmenters.grounded_sam import GroundedSamConfig
 from panoptic_mapper.segmenters.none import NoSegmenter
 from panoptic_mapper.segmenters.tiny import TinySegmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
@@ -28,10 +29,10 @@ FAST = ("dataset", "topic", "geometric", "none")  # segmenters for which a frame
 class SegmenterConfig(Config):
     """Where the 2D panoptic labels come from."""
 
-    name: Literal["dataset", "topic", "tiny", "geometric", "none"] = param(
+    name: Literal["dataset", "topic", "tiny", "geometric", "grounded_sam", "none"] = param(
         "dataset",
-        "source of the 2D labels: those of the sequence, a label image topic, small networks, shape alone, or none",
-        choices=("dataset", "topic", "tiny", "geometric", "none"),
+        "source of the 2D labels: those of the sequence, a label image topic, small networks, shape, words, or none",
+        choices=("dataset", "topic", "tiny", "geometric", "grounded_sam", "none"),
     )
     seed: int = param(0, "dataset: seed of the instance permutation and of the label noise", ge=0)
     noise: Literal["clean", "moderate", "hard"] = param(
@@ -40,7 +41,7 @@ class SegmenterConfig(Config):
     model_dir: str = param("", "tiny: folder with the weights; empty = $PANOPTIC_MAPPER_MODELS, the cache, or download")
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
     num_threads: int = param(2, "tiny: threads of the semantic network", ge=1)
-    min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
+    min_area_px: int = param(400, "tiny, geometric, grounded_sam: smallest segment, in pixels of a 640x480 image", ge=1)
     run: Literal["auto", "inline", "process"] = param(
         "auto",
         "inline: frames wait for their labels; process: labels come later, from a process of their own;"
@@ -48,6 +49,7 @@ class SegmenterConfig(Config):
         choices=("auto", "inline", "process"),
     )
     background: BackgroundConfig = section(BackgroundConfig)
+    grounded_sam: GroundedSamConfig = section(GroundedSamConfig)
 
 
 def create_background_segmenter(
@@ -57,7 +59,6 @@ def create_background_segmenter(
 
     Raises:
         ValueError: as `create_segmenter`.
-        SegmenterFailure: the process ended or hung before the segmenter was made.
     """
     return BackgroundSegmenter(partial(create_segmenter, config, label_space, up), config.background)
 
@@ -72,7 +73,7 @@ def create_segmenter(
         up: the map's up direction [3], for 'tiny' and 'geometric'; None = estimated from the first frames.
 
     Raises:
-        ValueError: that label space is missing, or a run time or weights of 'tiny' are.
+        ValueError: that label space is missing, or a run time or weights of a model are.
     """
     if config.name == "none":
         return NoSegmenter()
@@ -80,6 +81,10 @@ def create_segmenter(
         return GeometricSegmenter(up, config.min_area_px)
     if config.name == "tiny":
         return TinySegmenter(up, config.model_dir, config.score_threshold, config.min_area_px, config.num_threads)
+    if config.name == "grounded_sam":
+        from panoptic_mapper.segmenters.grounded_sam_models import create_grounded_sam
+
+        return create_grounded_sam(config.grounded_sam, config.min_area_px)
     if label_space is None:
         raise ValueError(f"segmenter '{config.name}': there is no label space; the sequence or topic has no labels")
     if config.name == "topic":

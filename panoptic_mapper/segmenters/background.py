@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from panoptic_mapper.config import Config, param, section
@@ -16,6 +16,7 @@ from panoptic_mapper.segmenters.base import Segmenter
 from panoptic_mapper.segmenters.label_queue import LabelQueue, LabelQueueConfig, LabelRequest
 from panoptic_mapper.segmenters.process import SegmenterFailure, SegmenterProcess
 from panoptic_mapper.timing import Clock, RollingPercentiles
+from panoptic_mapper.vocabulary import label_space_of_words
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ class BackgroundConfig(Config):
     """A segmenter that runs beside the mapper: patience with it, and what follows a failure."""
 
     timeout_s: float = param(20.0, "A model that takes longer for a frame is taken to hang, and is replaced, s.", gt=0)
+    start_wait_s: float = param(
+        30.0,
+        "Frames wait at most so long for the first start of the model; then mapping begins with geometry, s.",
+        ge=0,
+    )
     start_timeout_s: float = param(300.0, "The same for its start: loading, warming up, compiling, s.", gt=0)
     retry_s: float = param(1.0, "Wait before the model is started again; doubled with every failure in a row, s.", gt=0)
     max_retry_s: float = param(60.0, "Longest such wait, s.", gt=0)
@@ -62,14 +68,14 @@ class BackgroundSegmenter:
     """Takes frames at once and gives their labels later, by `on_labels`, from a thread of its own.
 
     Whatever the model does costs labels only: where it crashes, hangs or gives garbage its process is replaced, after a
-    wait that grows from failure to failure, and the frames in between wait or stay without labels.
+    wait that grows from failure to failure, and the frames in between wait or stay without labels. A model that is not
+    ready after `start_wait_s` has no classes yet: labels bring theirs with them.
 
     Args:
         make: makes the segmenter in its process; pickled.
 
     Raises:
         ValueError: the segmenter's settings are wrong, or weights or run times are missing.
-        SegmenterFailure: it could not be made for another reason.
     """
 
     def __init__(self, make: Callable[[], Segmenter], config: BackgroundConfig, clock: Clock = time.monotonic) -> None:
@@ -87,14 +93,11 @@ class BackgroundSegmenter:
         self._num_labelled = 0
         self._model_ms, self._delay_ms = RollingPercentiles(), RollingPercentiles()
         self._process: SegmenterProcess | None = None
-        try:
-            self.label_space = self._started().wait_until_ready(config.start_timeout_s)
-        except SegmenterFailure as failure:
-            self._end_process()
-            if failure.kind == "refused":
-                raise ValueError(str(failure)) from None
-            raise
-        self._is_ready = True
+        self._vocabulary: tuple[Sequence[str], Sequence[str]] | None = None  # that of the configuration
+        self._has_vocabulary = True  # whether the process has it
+        self._is_ready = False
+        self.label_space = LabelSpace.from_classes((), is_open=True)
+        self._first_start()
         self._thread = threading.Thread(target=self._run, name="labels", daemon=True)
         self._thread.start()
 
@@ -103,6 +106,19 @@ class BackgroundSegmenter:
         with self._condition:
             self._queue.put(LabelRequest(frame, self._clock()))
             self._condition.notify_all()
+
+    def set_vocabulary(self, things: Sequence[str], stuff: Sequence[str]) -> None:
+        """Looks for other words from the next frame on, whichever process then runs. Never blocks.
+
+        Raises:
+            ValueError: a word is wrong, or the segmenter has fixed classes; all is as before.
+        """
+        if not self.label_space.is_open:
+            raise ValueError("vocabulary: the segmenter knows a fixed set of classes")
+        label_space = label_space_of_words(things, stuff)
+        with self._condition:
+            self._vocabulary, self._has_vocabulary = (tuple(things), tuple(stuff)), False
+            self.label_space = label_space
 
     def clear(self) -> None:
         """Forgets the frames that wait."""
@@ -157,6 +173,7 @@ class BackgroundSegmenter:
         process, start_s = self._process, self._clock()
         assert process is not None
         try:
+            self._hand_vocabulary_over(process)
             segmentation, label_space = process.segment(request.frame, self.config.timeout_s)
         except Exception as error:  # also a failure of ours in handing the frame over
             self._note_failure(error)
@@ -178,13 +195,38 @@ class BackgroundSegmenter:
             except Exception:
                 logger.exception("handing labels over failed")
 
-    def _restart(self) -> None:
+    def _hand_vocabulary_over(self, process: SegmenterProcess) -> None:
+        with self._condition:
+            words, self._has_vocabulary = None if self._has_vocabulary else self._vocabulary, True
+        if words is not None:
+            process.set_vocabulary(*words, self.config.timeout_s)
+
+    def _first_start(self) -> None:
+        """Starts the model and waits a little for it; wrong settings are told while nothing is lost yet."""
         try:
-            self.label_space = self._started().wait_until_ready(self.config.start_timeout_s)
+            self.label_space = self._started().wait_until_ready(self.config.start_wait_s)
             self._is_ready = True
-            logger.info("the 2D model runs again")
+        except SegmenterFailure as failure:
+            if failure.kind == "refused":
+                self._end_process()
+                raise ValueError(str(failure)) from None
+            if failure.kind != "hang":  # else it is still starting, and the thread goes on waiting for it
+                self._note_failure(failure)
+
+    def _restart(self) -> None:
+        """Waits for the process that is starting, or for a new one."""
+        try:
+            process = self._process or self._started()
+            label_space = process.wait_until_ready(self.config.start_timeout_s)
         except Exception as error:
             self._note_failure(error)
+            return
+        with self._condition:
+            if self._vocabulary is None:
+                self.label_space = label_space
+            self._has_vocabulary = self._vocabulary is None
+            self._is_ready = True
+        logger.info("the 2D model runs")
 
     def _note_failure(self, error: Exception) -> None:
         """Counts a failure, and gives up the process where it is dead, hangs, or fails again and again."""

@@ -35,7 +35,7 @@ def check_segmentation(segmentation: Segmentation, frame: Frame, label_space: La
 
 
 def check_ids(segmentation: Segmentation, label_space: LabelSpace) -> None:
-    """The same without the size."""
+    """The same but for the size."""
     semantic, instance, confidence = segmentation.semantic, segmentation.instance, segmentation.confidence
     for name, ids in (("semantic", semantic), ("instance", instance)):
         if not np.issubdtype(ids.dtype, np.integer):

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -57,12 +57,23 @@ class SegmenterProcess:
         self._make = pickle.dumps(make)
 
     def wait_until_ready(self, timeout_s: float) -> LabelSpace:
-        """The classes of the segmenter, once it is made.
+        """The classes of the segmenter, once it is made; after a failure of the kind "hang" one may wait again.
 
         Raises:
             SegmenterFailure: it could not be made, or not in time.
         """
-        self._send(self._make)
+        if self._make:
+            self._send(self._make)
+            self._make = b""
+        return self._answer("ready", timeout_s)[0]
+
+    def set_vocabulary(self, things: Sequence[str], stuff: Sequence[str], timeout_s: float) -> LabelSpace:
+        """Gives the segmenter other words; returns its classes.
+
+        Raises:
+            SegmenterFailure: it does not take them.
+        """
+        self._send((tuple(things), tuple(stuff)))
         return self._answer("ready", timeout_s)[0]
 
     def segment(self, frame: Frame, timeout_s: float) -> tuple[Segmentation | None, LabelSpace]:
@@ -72,7 +83,7 @@ class SegmenterProcess:
             SegmenterFailure: there are none. After a crash or a hang the process is of no more use.
         """
         self._send(self._frames.write(frame))
-        label_space, parcel = self._answer("labels", timeout_s)
+        parcel, label_space = self._answer("labels", timeout_s)
         return self._checked(parcel, frame, label_space), label_space
 
     def kill(self) -> None:
