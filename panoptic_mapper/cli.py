@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import panoptic_mapper
+
+if TYPE_CHECKING:
+    from panoptic_mapper.label_space import LabelSpace
 
 app = typer.Typer(
     help="Panoptic 3D Gaussian mapping of posed RGB-D.",
@@ -222,9 +226,11 @@ def query(
     radius: Annotated[float | None, typer.Option(help="Only objects within this distance of --near, m.")] = None,
     k: Annotated[int, typer.Option("-k", help="Only the k nearest to --near; 0 = all.")] = 0,
     min_score: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.0,
+    text: Annotated[str | None, typer.Option(help="Words that name a class, or, with an encoder, mean one.")] = None,
+    text_encoder: Annotated[str, typer.Option(help="Model that compares meanings: hub id or folder.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Find objects of a saved map by class, id, place and score."""
+    """Find objects of a saved map by class, text, id, place and score."""
     import numpy as np
 
     from panoptic_mapper.query import ObjectQuery, SphereRegion, select_objects
@@ -242,11 +248,20 @@ def query(
         nearest_to=point,
     )
     mapper = load_mapper(map)
+    if text is not None:
+        asked = replace(asked, class_indices=_classes_of_text(text, text_encoder, mapper.label_space))
     found = select_objects(mapper.objects(), asked, mapper.label_space)
     if as_json:
         print(json.dumps([object_as_dict(o, mapper.label_space) for o in found]))
     else:
         console.print(objects_table(found))
+
+
+def _classes_of_text(text: str, encoder: str, label_space: LabelSpace) -> list[int]:
+    from panoptic_mapper.text_query import TextQueryConfig, create_text_encoder, match_text
+
+    config = TextQueryConfig(encoder=encoder)
+    return [m.class_index for m in match_text(text, label_space, create_text_encoder(config), config)]
 
 
 @app.command()

@@ -32,6 +32,7 @@ from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters.background import BackgroundSegmenter
+from panoptic_mapper.text_query import create_text_encoder
 from panoptic_mapper.worker import MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
@@ -76,6 +77,8 @@ class MapperNode(Node):
             config.map_frame,
             config.service_timeout_s,
             self._on_reset,
+            config.text_query,
+            create_text_encoder(config.text_query),
         )
         self._start_timer(1 / config.publish.map_rate_hz, self._publish_map)
         self._start_timer(1 / config.publish.status_rate_hz, self._publish_status)

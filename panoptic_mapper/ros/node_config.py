@@ -9,6 +9,7 @@ from panoptic_mapper.frame_queue import FrameQueueConfig
 from panoptic_mapper.mapper import MapperConfig
 from panoptic_mapper.pose_buffer import PoseBufferConfig
 from panoptic_mapper.segmenters import SegmenterConfig
+from panoptic_mapper.text_query import TextQueryConfig
 from panoptic_mapper.worker import WorkerConfig
 
 
@@ -96,6 +97,7 @@ class NodeConfig(Config):
     poses: PoseBufferConfig = section(PoseBufferConfig)
     worker: WorkerConfig = section(WorkerConfig)
     publish: PublishConfig = section(PublishConfig)
+    text_query: TextQueryConfig = section(TextQueryConfig)
     segmenter: SegmenterConfig = section(SegmenterConfig)
     mapper: MapperConfig = section(MapperConfig)
 
