@@ -1,4 +1,4 @@
-"""The set of semantic classes: names, stuff or thing, colours, and the translation of public ids to indices.
+"""The set of semantic classes: names, synonyms, stuff or thing, colours, and the translation of ids to indices.
 
 Inside the library a class is its *index*: 0 is always "unlabeled" (nothing is known, never a training target),
 1..C-1 are the classes. Files, topics and services carry the *id* that the label source gave the class.
@@ -10,7 +10,7 @@ import colorsys
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,16 @@ MAX_CLASS_ID = 65535  # ids travel in 16 bits
 
 @dataclass(frozen=True)
 class SemanticClass:
-    """One class. `id` is the label source's number (1..65535), `is_thing` says whether it has countable instances."""
+    """One class. `id` is the label source's number (1..65535), `is_thing` says whether it has countable instances.
+
+    Synonyms and colour say nothing about what the class is: classes are equal without them.
+    """
 
     id: int
     name: str
     is_thing: bool
+    synonyms: tuple[str, ...] = field(default=(), compare=False)  # further names under which it is found
+    color: tuple[int, int, int] | None = field(default=None, compare=False)  # RGB 0..255; None = by its index
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class LabelSpace:
     """An ordered set of classes; `classes[0]` is always "unlabeled"."""
 
     classes: tuple[SemanticClass, ...]
+    name: str = field(default="", compare=False)  # by which other spaces speak of it; empty = none
+    # By the name of another space: which of its classes are which of these, where names and synonyms do not say so.
+    maps_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def from_classes(classes: Iterable[SemanticClass]) -> LabelSpace:
@@ -55,14 +63,14 @@ class LabelSpace:
 
     @staticmethod
     def from_json(file: Path) -> LabelSpace:
-        """Reads `classes` (id, name, isthing) of a `labels.json`.
+        """Reads `classes` (id, name, isthing, and synonyms and color where it has them) of a `labels.json`.
 
         Raises:
             ValueError: naming the file, which cannot be read, lacks a field, or contradicts itself.
         """
         try:
             entries = json.loads(Path(file).read_text())["classes"]
-            classes = [SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries]
+            classes = [_class_from_dict(e | {"id": int(e["id"])}) for e in entries]
         except (OSError, KeyError, TypeError, ValueError) as error:  # ValueError: not JSON, not text, not a number
             raise ValueError(f"{file}: not a readable list of classes ({error!r})") from error
         try:
@@ -87,18 +95,27 @@ class LabelSpace:
 
     @cached_property
     def colors(self) -> np.ndarray:  # [C, 3] uint8 RGB; "unlabeled" is black
-        return np.array([(0, 0, 0)] + [distinct_color(i) for i in range(len(self) - 1)], dtype=np.uint8)
+        own = [c.color or distinct_color(i) for i, c in enumerate(self.classes[1:])]
+        return np.array([(0, 0, 0), *own], dtype=np.uint8)
+
+    @cached_property
+    def index_of_word(self) -> dict[str, int]:
+        """The index of each name and synonym in lower case; a name comes before another class's synonym."""
+        words: dict[str, int] = {}
+        for index, c in enumerate(self.classes):
+            for synonym in c.synonyms:
+                words.setdefault(synonym.lower(), index)
+        return words | {c.name.lower(): index for index, c in enumerate(self.classes)}
 
     def index_of(self, name: str) -> int:
-        """The index of a class by name, case-insensitively.
+        """The index of a class by name or synonym, case-insensitively.
 
         Raises:
             ValueError: no class has that name; the known names are listed.
         """
-        lowered = [n.lower() for n in self.names]
-        if name.lower() not in lowered:
+        if name.lower() not in self.index_of_word:
             raise ValueError(f"unknown class '{name}'; known: {', '.join(self.names[1:])}")
-        return lowered.index(name.lower())
+        return self.index_of_word[name.lower()]
 
     def indices_from_ids(self, ids: np.ndarray) -> np.ndarray:
         """Translates an array of public ids to indices (int32, same shape); ids of no class become UNLABELED."""
@@ -109,11 +126,28 @@ class LabelSpace:
 
     def to_dict(self) -> list[dict[str, Any]]:
         """The classes without "unlabeled", as JSON can hold them; `from_dict` reads it."""
-        return [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in self.classes[1:]]
+        return [_class_as_dict(c) for c in self.classes[1:]]
 
     @staticmethod
     def from_dict(entries: Iterable[Mapping[str, Any]]) -> LabelSpace:
-        return LabelSpace.from_classes(SemanticClass(e["id"], e["name"], e["isthing"]) for e in entries)
+        return LabelSpace.from_classes(_class_from_dict(e) for e in entries)
+
+
+def _class_as_dict(c: SemanticClass) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": c.id, "name": c.name, "isthing": c.is_thing}
+    if c.synonyms:
+        entry["synonyms"] = list(c.synonyms)
+    if c.color is not None:
+        entry["color"] = list(c.color)
+    return entry
+
+
+def _class_from_dict(entry: Mapping[str, Any]) -> SemanticClass:
+    color = None
+    if entry.get("color") is not None:
+        r, g, b = map(int, entry["color"])
+        color = (r, g, b)
+    return SemanticClass(entry["id"], entry["name"], bool(entry["isthing"]), tuple(entry.get("synonyms", ())), color)
 
 
 def distinct_color(k: int) -> tuple[int, int, int]:
