@@ -7,12 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from panoptic_mapper.config import Config, param
+from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.datasets.noise import NOISE_LEVELS, NoiseConfig
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.geometric import GeometricSegmenter
+from panoptic_mapper.segmenters.huggingface import HuggingfaceConfig, HuggingfaceSegmenter
 from panoptic_mapper.segmenters.none import NoSegmenter
 from panoptic_mapper.segmenters.tiny import TinySegmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
@@ -24,10 +25,11 @@ __all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segment
 class SegmenterConfig(Config):
     """Where the 2D panoptic labels come from."""
 
-    name: Literal["dataset", "topic", "tiny", "geometric", "none"] = param(
+    name: Literal["dataset", "topic", "huggingface", "tiny", "geometric", "none"] = param(
         "dataset",
-        "source of the 2D labels: those of the sequence, a label image topic, small networks, shape alone, or none",
-        choices=("dataset", "topic", "tiny", "geometric", "none"),
+        "source of the 2D labels: those of the sequence, a label image topic, a panoptic network of the Hugging Face"
+        " hub, small networks, shape alone, or none",
+        choices=("dataset", "topic", "huggingface", "tiny", "geometric", "none"),
     )
     seed: int = param(0, "dataset: seed of the instance permutation and of the label noise", ge=0)
     noise: Literal["clean", "moderate", "hard"] = param(
@@ -36,6 +38,7 @@ class SegmenterConfig(Config):
     model_dir: str = param("", "tiny: folder with the weights; empty = $PANOPTIC_MAPPER_MODELS, the cache, or download")
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
     num_threads: int = param(2, "tiny: threads of the semantic network", ge=1)
+    huggingface: HuggingfaceConfig = section(HuggingfaceConfig)
     min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
 
 
@@ -49,7 +52,7 @@ def create_segmenter(
         up: the map's up direction [3], for 'tiny' and 'geometric'; None = estimated from the first frames.
 
     Raises:
-        ValueError: that label space is missing, or a run time or weights of 'tiny' are.
+        ValueError: that label space is missing, or a run time or the weights of a network are.
     """
     if config.name == "none":
         return NoSegmenter()
@@ -57,6 +60,8 @@ def create_segmenter(
         return GeometricSegmenter(up, config.min_area_px)
     if config.name == "tiny":
         return TinySegmenter(up, config.model_dir, config.score_threshold, config.min_area_px, config.num_threads)
+    if config.name == "huggingface":
+        return HuggingfaceSegmenter(config.huggingface)
     if label_space is None:
         raise ValueError(f"segmenter '{config.name}': there is no label space; the sequence or topic has no labels")
     if config.name == "topic":
