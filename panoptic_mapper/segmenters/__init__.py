@@ -10,13 +10,16 @@ import numpy as np
 from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.datasets.noise import NOISE_LEVELS, NoiseConfig
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import load_label_space
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.geometric import GeometricSegmenter
 from panoptic_mapper.segmenters.huggingface import HuggingfaceConfig, HuggingfaceSegmenter
 from panoptic_mapper.segmenters.none import NoSegmenter
+from panoptic_mapper.segmenters.onnx import OnnxConfig, OnnxSegmenter
 from panoptic_mapper.segmenters.tiny import TinySegmenter
 from panoptic_mapper.segmenters.topic import TopicSegmenter
+from panoptic_mapper.segmenters.translated import TranslatedSegmenter
 
 __all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segmenter"]
 
@@ -25,11 +28,11 @@ __all__ = ["Segmenter", "SegmenterConfig", "check_segmentation", "create_segment
 class SegmenterConfig(Config):
     """Where the 2D panoptic labels come from."""
 
-    name: Literal["dataset", "topic", "huggingface", "tiny", "geometric", "none"] = param(
+    name: Literal["dataset", "topic", "huggingface", "onnx", "tiny", "geometric", "none"] = param(
         "dataset",
         "source of the 2D labels: those of the sequence, a label image topic, a panoptic network of the Hugging Face"
-        " hub, small networks, shape alone, or none",
-        choices=("dataset", "topic", "huggingface", "tiny", "geometric", "none"),
+        " hub, your ONNX files, small networks, shape alone, or none",
+        choices=("dataset", "topic", "huggingface", "onnx", "tiny", "geometric", "none"),
     )
     seed: int = param(0, "dataset: seed of the instance permutation and of the label noise", ge=0)
     noise: Literal["clean", "moderate", "hard"] = param(
@@ -39,7 +42,13 @@ class SegmenterConfig(Config):
     score_threshold: float = param(0.3, "tiny: least score of a detected box", ge=0.05, le=1.0)
     num_threads: int = param(2, "tiny: threads of the semantic network", ge=1)
     huggingface: HuggingfaceConfig = section(HuggingfaceConfig)
-    min_area_px: int = param(400, "tiny, geometric: smallest segment, in pixels of a 640x480 image", ge=1)
+    onnx: OnnxConfig = section(OnnxConfig)
+    min_area_px: int = param(
+        400, "tiny, geometric, onnx and output_space: smallest segment, in pixels of a 640x480 image", ge=1
+    )
+    output_space: str = param(
+        "", "name or file of the label space that labels are translated to; empty = that of the segmenter"
+    )
 
 
 def create_segmenter(
@@ -52,8 +61,15 @@ def create_segmenter(
         up: the map's up direction [3], for 'tiny' and 'geometric'; None = estimated from the first frames.
 
     Raises:
-        ValueError: that label space is missing, or a run time or the weights of a network are.
+        ValueError: that label space is missing, or a run time, the weights or the classes of a network are.
     """
+    segmenter = _create_untranslated(config, label_space, up)
+    if not config.output_space:
+        return segmenter
+    return TranslatedSegmenter(segmenter, load_label_space(config.output_space), config.min_area_px)
+
+
+def _create_untranslated(config: SegmenterConfig, label_space: LabelSpace | None, up: np.ndarray | None) -> Segmenter:
     if config.name == "none":
         return NoSegmenter()
     if config.name == "geometric":
@@ -62,6 +78,8 @@ def create_segmenter(
         return TinySegmenter(up, config.model_dir, config.score_threshold, config.min_area_px, config.num_threads)
     if config.name == "huggingface":
         return HuggingfaceSegmenter(config.huggingface)
+    if config.name == "onnx":
+        return OnnxSegmenter(config.onnx, config.min_area_px)
     if label_space is None:
         raise ValueError(f"segmenter '{config.name}': there is no label space; the sequence or topic has no labels")
     if config.name == "topic":

@@ -107,7 +107,7 @@ def resolve_classes(names: tuple[str, ...], label_space: str) -> tuple[LabelSpac
 
     Args:
         names: of the network's classes.
-        label_space: name or file of their space; empty = the shipped space that has them all.
+        label_space: name or file of their space; empty = the shipped one that has them all, each as a class of its own.
 
     Raises:
         ValueError: the space has none of the classes, or none was given and no shipped one has them all.
@@ -130,14 +130,15 @@ def resolve_classes(names: tuple[str, ...], label_space: str) -> tuple[LabelSpac
         if unknown:
             logger.info("classes of the model that '%s' lacks stay unlabeled: %s", label_space, ", ".join(unknown))
         return space, indices
-    for name in shipped_label_spaces():
-        space = load_label_space(name)
-        indices = _indices(names, space)
-        if (indices != UNLABELED).all() and len(set(indices.tolist())) == len(names):
-            return space, indices
-    raise ValueError(
-        f"no shipped label space has all of the model's classes ({', '.join(names[:5])}...); {_HOW_TO_NAME}"
-    )
+    spaces = [load_label_space(name) for name in shipped_label_spaces()]
+    whole = [space for space in spaces if len(set(_indices(names, space).tolist()) - {UNLABELED}) == len(names)]
+    if not whole:
+        raise ValueError(
+            f"no shipped label space has all of the model's classes ({', '.join(names[:5])}...); {_HOW_TO_NAME}"
+        )
+    # Names count more than synonyms; of equals the smallest: ADE20K's first 31 are also among its 150.
+    best = max(whole, key=lambda space: (len({n.lower() for n in names} & set(space.names)), -len(space)))
+    return best, _indices(names, best)
 
 
 _HOW_TO_NAME = "write a label space file with them and name it in the setting `label_space` (docs/segmenters.md)"
