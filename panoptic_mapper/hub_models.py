@@ -1,0 +1,176 @@
+"""Checkpoints of the Hugging Face hub: fetched once, pinned to a commit, checked by SHA-256 each time they are used.
+
+Each lies in a folder `hub/<owner>--<name>/<commit>` of the cache, with a manifest. Which commit is used is written down
+when a model is first fetched, so a change at the hub changes nothing here until `panoptic-mapper models get --update`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from panoptic_mapper.model_files import check_manifest, refuse_pickle, refuse_without_weights, sha256_of, write_manifest
+from panoptic_mapper.model_store import MODELS_VARIABLE, cache_folder
+
+OFFLINE_VARIABLE = "HF_HUB_OFFLINE"  # the hub's own switch
+ENDPOINT_VARIABLE = "HF_ENDPOINT"  # of a mirror of the hub
+WANTED_FILES = ("*.safetensors", "*.json", "*.txt", "LICENSE*", "README.md")  # not what is in folders
+HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
+PIN_FILE = "pinned"
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A checkpoint that the segmenters are known to fit."""
+
+    repo: str
+    segmenter: str
+    license: str
+    about: str
+
+
+HUB_MODELS = {
+    "eomt_small": HubModel(
+        "tue-mps/coco_panoptic_eomt_small_640_2x", "huggingface", "MIT", "COCO, PQ 46.7; embedded boards"
+    ),
+    "eomt_base": HubModel("tue-mps/coco_panoptic_eomt_base_640_2x", "huggingface", "MIT", "COCO, PQ 51.6; the default"),
+    "eomt_large": HubModel("tue-mps/coco_panoptic_eomt_large_640", "huggingface", "MIT", "COCO, PQ 56.0"),
+    "eomt_large_ade20k": HubModel(
+        "tue-mps/ade20k_panoptic_eomt_large_640", "huggingface", "MIT", "ADE20K, more indoor classes, PQ 50.6"
+    ),
+    "mask2former_swin_tiny": HubModel(
+        "facebook/mask2former-swin-tiny-coco-panoptic", "huggingface", "CC BY-NC 4.0", "COCO, PQ 53.2; not commercial"
+    ),
+}
+
+
+def find_checkpoint(model: str, offline: bool = False) -> Path:
+    """The folder of a checkpoint, fetched into the cache where it is not there yet.
+
+    Args:
+        model: a folder, a name in HUB_MODELS, or a hub id, owner/name or owner/name@revision.
+        offline: nothing is fetched; $HF_HUB_OFFLINE does the same.
+
+    Raises:
+        ValueError: there is no such folder or model, it has no weights that are safe to load, a file is not what it
+            was, or it is not in the cache and cannot be fetched. The message says how to get it without a network.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        check_manifest(folder)
+        return folder
+    if folder.is_file():
+        refuse_pickle(folder)
+        raise ValueError(f"{folder}: expected the folder of a checkpoint (config.json, *.safetensors), got a file")
+    repo, revision = parse_hub_id(model)
+    found = find_in_cache(repo, revision)
+    if found is not None:
+        check_manifest(found)
+        return found
+    if offline or os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ValueError(f"{model}: is not in {cache_folder()}, and offline nothing is fetched; {how_to_get(repo)}")
+    return fetch(repo, revision)
+
+
+def parse_hub_id(model: str) -> tuple[str, str]:
+    """owner/name and revision ("" = none given) of a name in HUB_MODELS or a hub id.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    known = HUB_MODELS.get(model)
+    if known is not None:
+        return known.repo, ""
+    match = HUB_ID.fullmatch(model)
+    if match is None:
+        raise ValueError(
+            f"model '{model}': expected the folder of a checkpoint, a hub id (owner/name, owner/name@revision), or one"
+            f" of {', '.join(HUB_MODELS)}"
+        )
+    return match["repo"], match["revision"] or ""
+
+
+def find_in_cache(repo: str, revision: str = "") -> Path | None:
+    """The folder of a model that was fetched, or that lies as owner--name in the folder $PANOPTIC_MAPPER_MODELS names.
+
+    Args:
+        revision: the commit; empty = the pinned one.
+    """
+    own = os.environ.get(MODELS_VARIABLE)
+    if own and not revision and (Path(own) / _folder_name(repo)).is_dir():
+        return Path(own) / _folder_name(repo)
+    folder = _cache_of(repo)
+    pin = folder / PIN_FILE
+    commit = revision or (pin.read_text().strip() if pin.is_file() else "")
+    return folder / commit if commit and (folder / commit).is_dir() else None
+
+
+def fetch(repo: str, revision: str = "") -> Path:
+    """Fetches a model's files at the revision (empty = the newest), and pins it if none was given.
+
+    Raises:
+        ValueError: huggingface_hub is not installed, the hub cannot be reached, the model is not there, has only
+            pickles, or what came is not what the hub announced.
+    """
+    try:
+        from huggingface_hub import HfApi, hf_hub_download
+    except ImportError as error:
+        raise ValueError(f"models of the hub need huggingface_hub ({error}); pip install huggingface_hub") from error
+    endpoint = os.environ.get(ENDPOINT_VARIABLE) or None
+    try:
+        info = HfApi(endpoint=endpoint).model_info(repo, revision=revision or None, files_metadata=True)
+        names = [file.rfilename for file in info.siblings or []]
+        refuse_without_weights(f"{repo} at the hub", [name for name in names if "/" not in name])
+        target = _cache_of(repo) / str(info.sha)
+        if not target.is_dir():
+            partial = target.with_name(f"{info.sha}.partial")
+            for name in _wanted(names):
+                hf_hub_download(repo, name, revision=info.sha, local_dir=partial, endpoint=endpoint)
+            _check_announced(partial, info.siblings or [])
+            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's notes on the download
+            write_manifest(partial, f"{repo}@{info.sha}")
+            os.replace(partial, target)
+    except ValueError:
+        raise
+    except Exception as error:  # the library's errors, of the network and of the hub, have no common base
+        raise ValueError(
+            f"{repo}: cannot be fetched from the hub ({type(error).__name__}: {error}); {how_to_get(repo)}"
+        ) from error
+    if not revision:
+        (_cache_of(repo) / PIN_FILE).write_text(f"{info.sha}\n")
+    return target
+
+
+def how_to_get(repo: str) -> str:
+    """What to do where the hub cannot be reached."""
+    return (
+        f"on a machine with a network run `panoptic-mapper models get {repo}`, copy the folder that it prints here, and"
+        f" name it as the model, or as {_folder_name(repo)} in the folder that ${MODELS_VARIABLE} names"
+    )
+
+
+def _check_announced(folder: Path, siblings: list[Any]) -> None:
+    for file in siblings:
+        if file.lfs is None or not (folder / file.rfilename).is_file():
+            continue
+        found = sha256_of(folder / file.rfilename)
+        if found != file.lfs.sha256:
+            shutil.rmtree(folder)
+            raise ValueError(f"{file.rfilename}: came with SHA-256 {found}, the hub announced {file.lfs.sha256}")
+
+
+def _wanted(names: list[str]) -> list[str]:
+    return [n for n in names if "/" not in n and any(fnmatch.fnmatch(n, pattern) for pattern in WANTED_FILES)]
+
+
+def _cache_of(repo: str) -> Path:
+    return cache_folder() / "hub" / _folder_name(repo)
+
+
+def _folder_name(repo: str) -> str:
+    return repo.replace("/", "--")
