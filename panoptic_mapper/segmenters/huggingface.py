@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "tue-mps/coco_panoptic_eomt_base_640_2x"
 WARM_UP_SIZE = (480, 640)  # (H, W), the most frequent size of RGB-D cameras
 WARM_UP_RUNS = 2
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # Families whose weights are cast once. The others make float32 tensors of their own on the way: autocast suits them.
 CAST_ONCE = ("eomt", "eomt_dinov3")
 
@@ -134,11 +135,13 @@ def panoptic_task(folder: Path) -> Tensor:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # the library would make one up
+        raise ValueError(f"{folder}: OneFormer needs its tokenizer ({' or '.join(TOKENIZER_FILES)} with merges.txt)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokens = tokenizer("the task is panoptic", padding="max_length", max_length=77, truncation=True)
     except Exception as error:  # the library's errors have no common base
-        raise ValueError(f"{folder}: OneFormer needs its tokenizer (vocab.json, merges.txt), {error}") from error
+        raise ValueError(f"{folder}: OneFormer's tokenizer cannot be read ({error})") from error
     return torch.tensor(tokens["input_ids"])[None] * torch.tensor(tokens["attention_mask"])[None]
 
 
