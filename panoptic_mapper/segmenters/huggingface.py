@@ -55,13 +55,15 @@ class HuggingfaceConfig(Config):
 class HuggingfaceSegmenter:
     """A mask classification network and the labels that it gives.
 
+    Thresholds may be changed between frames, by another `config`; what else it says holds from the start.
+
     Raises:
         ValueError: transformers is not installed; the model is not to be had, is of no supported family, has weights
             only as pickle, or its classes are unknown; there is no such device.
     """
 
     def __init__(self, config: HuggingfaceConfig) -> None:
-        self._config = config
+        self.config = config
         checkpoint = Checkpoint.from_folder(find_checkpoint(config.model, config.offline))
         self.label_space, self._index_of_class = resolve_classes(checkpoint.class_names, config.label_space)
         self._device = _device(config.device)
@@ -98,8 +100,8 @@ class HuggingfaceSegmenter:
                 self._index_of_class,
                 self.label_space.is_thing,
                 grid,
-                self._config.min_score,
-                self._config.min_visible_share,
+                self.config.min_score,
+                self.config.min_visible_share,
             ).resized(width, height)
             for classes, masks in zip(class_logits, mask_logits, strict=True)
         ]
@@ -124,7 +126,7 @@ class HuggingfaceSegmenter:
         start = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
             self.segment_images([np.zeros((*WARM_UP_SIZE, 3), np.uint8)])
-        logger.info("%s: warm after %.1f s", self._config.model, time.perf_counter() - start)
+        logger.info("%s: warm after %.1f s", self.config.model, time.perf_counter() - start)
 
 
 def panoptic_task(folder: Path) -> Tensor:
