@@ -30,7 +30,7 @@ from panoptic_mapper.label_spaces import load_label_space
 from panoptic_mapper.segmenters.huggingface import HuggingfaceConfig, HuggingfaceSegmenter
 
 FRAME_SIZE = (480, 640)  # (H, W)
-INPUT_PX = 640  # square, or the longer side
+INPUT_PX = 640  # of a square that frames are stretched to
 NUM_SEGMENTS = 20  # of the queries, so many have a class; what rooms show
 BATCH = 4
 
@@ -91,7 +91,7 @@ def save_random(make: Callable[[], Any], folder: Path, seed: int = 0) -> int:
         "image_mean": [0.485, 0.456, 0.406],
         "image_std": [0.229, 0.224, 0.225],
         "resample": 2,
-        "size": {"shortest_edge": INPUT_PX, "longest_edge": INPUT_PX},
+        "size": {"height": INPUT_PX, "width": INPUT_PX},
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return sum(parameter.numel() for parameter in model.parameters())

@@ -129,7 +129,9 @@ def fetch(repo: str, revision: str = "") -> Path:
     try:
         import huggingface_hub as hub
     except ImportError as error:
-        raise ValueError(f"models of the hub need huggingface_hub ({error}); pip install huggingface_hub") from error
+        raise ValueError(
+            f"models of the hub need huggingface_hub ({error}); pip install 'panoptic_mapper[huggingface]'"
+        ) from error
     endpoint = os.environ.get(ENDPOINT_VARIABLE) or None
     with _as_value_error(repo):
         info = hub.HfApi(endpoint=endpoint).model_info(repo, revision=revision or None, files_metadata=True)
