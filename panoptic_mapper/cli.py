@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import panoptic_mapper
+from panoptic_mapper.cli_models import labels_app, models_app
 
 if TYPE_CHECKING:
     from panoptic_mapper.label_space import LabelSpace
@@ -28,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models_app, name="models")
+app.add_typer(labels_app, name="labels")
 console = Console(stderr=True)  # for people; stdout is for what a command gives
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
@@ -64,7 +67,9 @@ def build(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. mapper.density.stride_px=3")] = None,
     mode: Annotated[str, typer.Option(help="online, or offline: optimise the whole map after the last frame.")] = "",
     iterations: Annotated[int | None, typer.Option(help="Steps of the whole map's optimisation (offline).")] = None,
-    segmenter: Annotated[str, typer.Option(help="2D labels: dataset, tiny, geometric or none.")] = "",
+    segmenter: Annotated[
+        str, typer.Option(help="2D labels: dataset, huggingface, onnx, tiny, geometric or none.")
+    ] = "",
     noise: Annotated[str, typer.Option(help="Noise put on the sequence's labels: clean, moderate or hard.")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of the mapper and of the label noise.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "",

@@ -7,21 +7,31 @@ when a model is first fetched, so a change at the hub changes nothing here until
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from panoptic_mapper.model_files import check_manifest, refuse_pickle, refuse_without_weights, sha256_of, write_manifest
+from panoptic_mapper.model_files import (
+    check_manifest,
+    refuse_pickle,
+    refuse_without_weights,
+    sha256_of,
+    write_manifest,
+)
 from panoptic_mapper.model_store import MODELS_VARIABLE, cache_folder
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"  # the hub's own switch
 ENDPOINT_VARIABLE = "HF_ENDPOINT"  # of a mirror of the hub
 WANTED_FILES = ("*.safetensors", "*.json", "*.txt", "LICENSE*", "README.md")  # not what is in folders
 HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w./-]+))?")
-PIN_FILE = "pinned"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+PIN_FILE = "pinned.json"  # the commit of each revision that was asked for by another name; "" = by none
 
 
 @dataclass(frozen=True)
@@ -99,51 +109,60 @@ def find_in_cache(repo: str, revision: str = "") -> Path | None:
     """The folder of a model that was fetched, or that lies as owner--name in the folder $PANOPTIC_MAPPER_MODELS names.
 
     Args:
-        revision: the commit; empty = the pinned one.
+        revision: a commit, or a name of the hub's that was resolved when the model was fetched; empty = none was given.
     """
     own = os.environ.get(MODELS_VARIABLE)
     if own and not revision and (Path(own) / _folder_name(repo)).is_dir():
         return Path(own) / _folder_name(repo)
-    folder = _cache_of(repo)
-    pin = folder / PIN_FILE
-    commit = revision or (pin.read_text().strip() if pin.is_file() else "")
-    return folder / commit if commit and (folder / commit).is_dir() else None
+    commit = revision if COMMIT.fullmatch(revision) else _pins(repo).get(revision, "")
+    folder = _cache_of(repo) / commit
+    return folder if commit and folder.is_dir() else None
 
 
 def fetch(repo: str, revision: str = "") -> Path:
-    """Fetches a model's files at the revision (empty = the newest), and pins it if none was given.
+    """Fetches a model's files at the revision (empty = the newest), and pins the commit that this is now.
 
     Raises:
         ValueError: huggingface_hub is not installed, the hub cannot be reached, the model is not there, has only
             pickles, or what came is not what the hub announced.
     """
     try:
-        from huggingface_hub import HfApi, hf_hub_download
+        import huggingface_hub as hub
     except ImportError as error:
-        raise ValueError(f"models of the hub need huggingface_hub ({error}); pip install huggingface_hub") from error
-    endpoint = os.environ.get(ENDPOINT_VARIABLE) or None
-    try:
-        info = HfApi(endpoint=endpoint).model_info(repo, revision=revision or None, files_metadata=True)
-        names = [file.rfilename for file in info.siblings or []]
-        refuse_without_weights(f"{repo} at the hub", [name for name in names if "/" not in name])
-        target = _cache_of(repo) / str(info.sha)
-        if not target.is_dir():
-            partial = target.with_name(f"{info.sha}.partial")
-            for name in _wanted(names):
-                hf_hub_download(repo, name, revision=info.sha, local_dir=partial, endpoint=endpoint)
-            _check_announced(partial, info.siblings or [])
-            shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's notes on the download
-            write_manifest(partial, f"{repo}@{info.sha}")
-            os.replace(partial, target)
-    except ValueError:
-        raise
-    except Exception as error:  # the library's errors, of the network and of the hub, have no common base
         raise ValueError(
-            f"{repo}: cannot be fetched from the hub ({type(error).__name__}: {error}); {how_to_get(repo)}"
+            f"models of the hub need huggingface_hub ({error}); pip install 'panoptic_mapper[huggingface]'"
         ) from error
-    if not revision:
-        (_cache_of(repo) / PIN_FILE).write_text(f"{info.sha}\n")
+    endpoint = os.environ.get(ENDPOINT_VARIABLE) or None
+    with _as_value_error(repo):
+        info = hub.HfApi(endpoint=endpoint).model_info(repo, revision=revision or None, files_metadata=True)
+    files = [file for file in info.siblings or [] if "/" not in file.rfilename]
+    refuse_without_weights(f"{repo} at the hub", [file.rfilename for file in files])
+    target = _cache_of(repo) / str(info.sha)
+    if not target.is_dir():
+        partial = target.with_name(f"{info.sha}.partial")  # kept if the network breaks off: what is there stays
+        for file in files:
+            if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in WANTED_FILES):
+                with _as_value_error(repo):
+                    hub.hf_hub_download(repo, file.rfilename, revision=info.sha, local_dir=partial, endpoint=endpoint)
+                _check_announced(partial / file.rfilename, file)
+        shutil.rmtree(partial / ".cache", ignore_errors=True)  # the library's notes on the download
+        write_manifest(partial, f"{repo}@{info.sha}")
+        os.replace(partial, target)
+    if not COMMIT.fullmatch(revision):
+        pins = _pins(repo) | {revision: str(info.sha)}
+        (_cache_of(repo) / PIN_FILE).write_text(json.dumps(pins, indent=1) + "\n")
     return target
+
+
+@contextmanager
+def _as_value_error(repo: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library's errors, of the network, the hub and the disk, have no common base
+        raise ValueError(
+            f"{repo}: cannot be fetched from the hub ({type(error).__name__}: {' '.join(str(error).split())});"
+            f" {how_to_get(repo)}"
+        ) from error
 
 
 def how_to_get(repo: str) -> str:
@@ -154,22 +173,26 @@ def how_to_get(repo: str) -> str:
     )
 
 
-def _check_announced(folder: Path, siblings: list[Any]) -> None:
-    for file in siblings:
-        if file.lfs is None or not (folder / file.rfilename).is_file():
-            continue
-        found = sha256_of(folder / file.rfilename)
-        if found != file.lfs.sha256:
-            shutil.rmtree(folder)
-            raise ValueError(f"{file.rfilename}: came with SHA-256 {found}, the hub announced {file.lfs.sha256}")
-
-
-def _wanted(names: list[str]) -> list[str]:
-    return [n for n in names if "/" not in n and any(fnmatch.fnmatch(n, pattern) for pattern in WANTED_FILES)]
+def _check_announced(path: Path, announced: Any) -> None:
+    """Compares a file with the SHA-256 that the hub gives for large ones."""
+    if announced.lfs is None:
+        return
+    found = sha256_of(path)
+    if found != announced.lfs.sha256:
+        path.unlink()
+        raise ValueError(f"{path.name}: came with SHA-256 {found}, the hub announced {announced.lfs.sha256}")
 
 
 def _cache_of(repo: str) -> Path:
     return cache_folder() / "hub" / _folder_name(repo)
+
+
+def _pins(repo: str) -> dict[str, str]:
+    file = _cache_of(repo) / PIN_FILE
+    try:
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{file}: not readable ({error}); remove it, and the model is pinned anew") from error
 
 
 def _folder_name(repo: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def save_checkpoint(family: str, folder: Path, id2label: dict[int, str] | None =
     with torch.no_grad():
         model.get_parameter(CLASS_HEADS[family] + ".weight").mul_(400)
         model.get_parameter(CLASS_HEADS[family] + ".bias")[-1] = -1e4  # never "nothing"
+        # Random queries all attend to everything alike and say nearly the same; sharper attention parts them.
+        for name, parameter in model.named_parameters():
+            if family in ("maskformer", "oneformer") and ("queries_embedder" in name or SHARPENED.search(name)):
+                parameter.mul_(30)
+            if family == "maskformer" and name.startswith("mask_embedder") and name.endswith("bias"):
+                parameter.zero_()
         if family == "eomt":
             model.attn_mask_probs.zero_()  # as at the end of training
     model.save_pretrained(folder)
@@ -158,6 +165,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 MAKERS = {"eomt": eomt, "mask2former": mask2former, "maskformer": maskformer, "oneformer": oneformer}
+SHARPENED = re.compile(r"decoder\.layers.*\.[qk]_proj\.weight")
 CLASS_HEADS = {
     "eomt": "class_predictor",
     "mask2former": "class_predictor",

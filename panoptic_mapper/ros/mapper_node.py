@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import rclpy
 from geometry_msgs.msg import PoseStamped
@@ -19,6 +18,7 @@ from rclpy.node import Node
 from panoptic_mapper.build import create_mapper, resolved_device
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import load_label_space
 from panoptic_mapper.late_labels import take_late_labels
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.pose_buffer import PoseBuffer, PoseSource, pose_from_quaternion
@@ -86,7 +86,7 @@ class MapperNode(Node):
         if not needs_labels:
             self._start_mapping(None)
         elif config.labels_file:
-            self._start_mapping(LabelSpace.from_json(Path(config.labels_file).expanduser()))
+            self._start_mapping(load_label_space(config.labels_file))
         else:
             subscribe_label_space(self, config.topics.label_space, self._start_mapping)
             self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")

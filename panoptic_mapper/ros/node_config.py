@@ -85,7 +85,9 @@ class NodeConfig(Config):
     depth_transport: str = param(
         "raw", "Type of the depth topic: Image, or CompressedImage (16 bit PNG).", choices=("raw", "compressed")
     )
-    labels_file: str = param("", "A labels.json with the classes of the label images; empty = topics.label_space.")
+    labels_file: str = param(
+        "", "Classes of the label images: a labels.json, a label space (name or YAML file); empty = topics.label_space."
+    )
     device: str = param(
         "auto", "Where the map lives; auto = cuda where there is a GPU.", choices=("auto", "cpu", "cuda")
     )

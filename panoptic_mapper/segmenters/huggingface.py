@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL = "tue-mps/coco_panoptic_eomt_base_640_2x"
 WARM_UP_SIZE = (480, 640)  # (H, W), the most frequent size of RGB-D cameras
 WARM_UP_RUNS = 2
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 # Families whose weights are cast once. The others make float32 tensors of their own on the way: autocast suits them.
 CAST_ONCE = ("eomt", "eomt_dinov3")
 
@@ -54,13 +55,15 @@ class HuggingfaceConfig(Config):
 class HuggingfaceSegmenter:
     """A mask classification network and the labels that it gives.
 
+    Thresholds may be changed between frames, by another `config`; what else it says holds from the start.
+
     Raises:
         ValueError: transformers is not installed; the model is not to be had, is of no supported family, has weights
             only as pickle, or its classes are unknown; there is no such device.
     """
 
     def __init__(self, config: HuggingfaceConfig) -> None:
-        self._config = config
+        self.config = config
         checkpoint = Checkpoint.from_folder(find_checkpoint(config.model, config.offline))
         self.label_space, self._index_of_class = resolve_classes(checkpoint.class_names, config.label_space)
         self._device = _device(config.device)
@@ -97,8 +100,8 @@ class HuggingfaceSegmenter:
                 self._index_of_class,
                 self.label_space.is_thing,
                 grid,
-                self._config.min_score,
-                self._config.min_visible_share,
+                self.config.min_score,
+                self.config.min_visible_share,
             ).resized(width, height)
             for classes, masks in zip(class_logits, mask_logits, strict=True)
         ]
@@ -123,7 +126,7 @@ class HuggingfaceSegmenter:
         start = time.perf_counter()
         for _ in range(WARM_UP_RUNS):
             self.segment_images([np.zeros((*WARM_UP_SIZE, 3), np.uint8)])
-        logger.info("%s: warm after %.1f s", self._config.model, time.perf_counter() - start)
+        logger.info("%s: warm after %.1f s", self.config.model, time.perf_counter() - start)
 
 
 def panoptic_task(folder: Path) -> Tensor:
@@ -134,11 +137,13 @@ def panoptic_task(folder: Path) -> Tensor:
     """
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):  # the library would make one up
+        raise ValueError(f"{folder}: OneFormer needs its tokenizer ({' or '.join(TOKENIZER_FILES)} with merges.txt)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         tokens = tokenizer("the task is panoptic", padding="max_length", max_length=77, truncation=True)
     except Exception as error:  # the library's errors have no common base
-        raise ValueError(f"{folder}: OneFormer needs its tokenizer (vocab.json, merges.txt), {error}") from error
+        raise ValueError(f"{folder}: OneFormer's tokenizer cannot be read ({error})") from error
     return torch.tensor(tokens["input_ids"])[None] * torch.tensor(tokens["attention_mask"])[None]
 
 
