@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from panoptic_mapper.hub_models import find_checkpoint
+from panoptic_mapper.model_files import check_weights
 from panoptic_mapper.text_query import TextQueryConfig
 
 
@@ -42,12 +44,13 @@ def _load(config: TextQueryConfig) -> tuple[Any, Any]:
     try:
         import transformers
     except ImportError:
-        raise ValueError("text encoder: transformers is missing; pip install transformers") from None
-    options = {"revision": config.revision, "local_files_only": config.is_offline}
+        raise ValueError("text encoder: transformers is missing; pip install 'panoptic_mapper[huggingface]'") from None
+    folder = find_checkpoint(config.encoder, config.offline)
     try:
-        kind = transformers.AutoConfig.from_pretrained(config.encoder, **options).model_type
+        check_weights(folder)
+        kind = transformers.AutoConfig.from_pretrained(folder).model_type
         model_class = transformers.CLIPTextModelWithProjection if kind.startswith("clip") else transformers.AutoModel
-        model = model_class.from_pretrained(config.encoder, use_safetensors=True, **options).eval()
-        return transformers.AutoTokenizer.from_pretrained(config.encoder, **options), model
+        model = model_class.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), model
     except (OSError, ValueError) as error:
-        raise ValueError(f"text encoder: cannot load {config.encoder} ({config.revision}): {error}") from error
+        raise ValueError(f"text encoder: cannot load {config.encoder}: {error}") from error

@@ -20,10 +20,11 @@ class TextQueryConfig(Config):
     """How free text is matched to classes."""
 
     encoder: str = param(
-        "", "Model that compares meanings, a sentence encoder or CLIP: hub id or folder; empty = names and synonyms."
+        "",
+        "Model that compares meanings, a sentence encoder or CLIP: hub id (owner/name or owner/name@commit) or folder;"
+        " empty = names and synonyms.",
     )
-    revision: str = param("main", "Commit of the hub's repository of that model.")
-    is_offline: bool = param(False, "Use what is in folders and in the hub's cache only.")
+    offline: bool = param(False, "Never ask the network: the model must be in the cache or in a folder.")
     min_similarity: float = param(
         0.35, "Least cosine of text and class; about 0.35 for sentence encoders, 0.8 for CLIP.", ge=-1, le=1
     )

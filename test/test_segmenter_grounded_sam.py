@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_segmenter_process import frame_of
 
 from panoptic_mapper.config import load_config
 from panoptic_mapper.frame import Frame
-from panoptic_mapper.segmenters import SegmenterConfig, create_segmenter
+from panoptic_mapper.segmenters import SegmenterConfig, create_background_segmenter, create_segmenter
 from panoptic_mapper.segmenters.base import check_segmentation
 from panoptic_mapper.segmenters.grounded_sam import Boxes, GroundedSamConfig, GroundedSamSegmenter
 
@@ -131,12 +132,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(folder / name) for name, save in savers.items()}
 
 
-def loaded(checkpoints: dict[str, Path], masker: str = "sam2", **settings: Any) -> GroundedSamSegmenter:
+def grounded_sam_config(checkpoints: dict[str, Path], masker: str = "sam2", **settings: Any) -> SegmenterConfig:
     words = [f"grounded_sam.detector={checkpoints['dino']}", f"grounded_sam.masker={checkpoints[masker]}"]
     words += [f"grounded_sam.{name}={list(values)}" for name, values in WORDS.items()]
     words += [f"grounded_sam.{name}={value}" for name, value in ({"device": "cpu"} | settings).items()]
-    config = load_config(SegmenterConfig, None, ["name=grounded_sam", "min_area_px=1", *words])
-    return create_segmenter(config)
+    return load_config(SegmenterConfig, None, ["name=grounded_sam", "min_area_px=1", *words])
+
+
+def loaded(checkpoints: dict[str, Path], masker: str = "sam2", **settings: Any) -> GroundedSamSegmenter:
+    return create_segmenter(grounded_sam_config(checkpoints, masker, **settings))
 
 
 @pytest.mark.parametrize("masker", ["sam", "sam2"])
@@ -216,9 +220,29 @@ def test_sam2_masks_are_those_of_the_model_in_any_batch(checkpoints) -> None:
     assert (torch.from_numpy(masker.masks(square, boxes)) == expected).float().mean() > 0.999
 
 
-def test_what_cannot_be_loaded_is_told(checkpoints, tmp_path) -> None:
+def test_in_a_process_of_its_own_it_takes_new_words(checkpoints) -> None:
+    config = grounded_sam_config(checkpoints, box_threshold=0.0)
+    here, labels = create_segmenter(config), Queue()
+    segmenter = create_background_segmenter(config)
+    try:
+        segmenter.on_labels = labels.put
+        assert segmenter.label_space.names == here.label_space.names
+        segmenter.segment(frame())
+        np.testing.assert_array_equal(labels.get(timeout=60).segmentation.semantic, here.segment(frame()).semantic)
+        for takes_words in (segmenter, here):
+            takes_words.set_vocabulary(["table"], ["wall"])
+        segmenter.segment(frame())
+        late = labels.get(timeout=60)
+        assert late.label_space.names == ("unlabeled", "table", "wall")
+        np.testing.assert_array_equal(late.segmentation.semantic, here.segment(frame()).semantic)
+    finally:
+        segmenter.close()
+
+
+def test_what_cannot_be_loaded_is_told(checkpoints, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for changed, words in (
-        ({"detector": tmp_path / "nothing", "is_offline": "true"}, "cannot load .*nothing"),
+        ({"detector": "nobody/nothing", "offline": "true"}, "nobody/nothing: is not in"),
         ({"detector": checkpoints["sam"]}, "expected a model of the kind grounding-dino or mm-grounding-dino, got sam"),
         ({"masker": "dino"}, "expected a model of the kind sam or sam2 or sam2_video, got grounding-dino"),
     ):
@@ -234,11 +258,11 @@ def test_pickled_weights_are_refused(checkpoints, tmp_path) -> None:
     state = Sam2Model.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="cannot load"):
+    with pytest.raises(ValueError, match="a pickle can run any code"):
         loaded({**checkpoints, "sam2": folder})
 
 
 def test_without_transformers_the_way_to_it_is_told(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(ValueError, match="pip install transformers"):
+    with pytest.raises(ValueError, match=r"pip install 'panoptic_mapper\[huggingface\]'"):
         create_segmenter(SegmenterConfig(name="grounded_sam"))

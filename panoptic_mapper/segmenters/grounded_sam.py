@@ -31,11 +31,13 @@ class GroundedSamConfig(Config):
 
     things: tuple[str, ...] = param(INDOOR_THINGS, "countable words to look for; synonyms are divided by |")
     stuff: tuple[str, ...] = param(INDOOR_STUFF, "uncountable words to look for")
-    detector: str = param("IDEA-Research/grounding-dino-tiny", "Grounding DINO: hub id, or folder of a checkpoint")
-    detector_revision: str = param("main", "commit of the hub's repository; pin it to get the same weights always")
-    masker: str = param("facebook/sam2.1-hiera-tiny", "SAM 2 or SAM: hub id, or folder of a checkpoint")
-    masker_revision: str = param("main", "commit of the hub's repository")
-    is_offline: bool = param(False, "use what is in folders and in the hub's cache only")
+    detector: str = param(
+        "IDEA-Research/grounding-dino-tiny", "Grounding DINO: hub id (owner/name or owner/name@commit) or folder"
+    )
+    masker: str = param(
+        "facebook/sam2.1-hiera-tiny", "SAM 2 or SAM: hub id (owner/name or owner/name@commit) or folder"
+    )
+    offline: bool = param(False, "never ask the network: the models must be in the cache or in folders")
     box_threshold: float = param(0.3, "least score of a box", ge=0, le=1)
     max_box_share: float = param(0.8, "boxes of things that cover more of the image are dropped", gt=0, le=1)
     max_box_iou: float = param(0.7, "of two boxes that overlap more, the surer is kept", gt=0, le=1)

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_mapper.hub_models import find_checkpoint
+from panoptic_mapper.model_files import check_weights
 from panoptic_mapper.segmenters.grounded_sam import Boxes, GroundedSamConfig, GroundedSamSegmenter
 
 MASK_BATCH = 16  # boxes that are decoded at once: bounds the memory
@@ -31,30 +33,33 @@ def create_grounded_sam(config: GroundedSamConfig, min_area_px: int) -> Grounded
     """
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
-    detector = _loaded(config.detector, config.detector_revision, config.is_offline, DETECTORS)
-    sam = _loaded(config.masker, config.masker_revision, config.is_offline, SAMS)
+    detector = _loaded(config.detector, config.offline, DETECTORS)
+    sam = _loaded(config.masker, config.offline, SAMS)
     masker = (Sam if sam[1] is not None else Sam2)(*sam, device, precision)
     return GroundedSamSegmenter(GroundingDino(*detector, device, precision), masker, config, min_area_px)
 
 
-def _loaded(name: str, revision: str, is_offline: bool, classes: Classes) -> tuple[Any, Any]:
+def _loaded(name: str, offline: bool, classes: Classes) -> tuple[Any, Any]:
     """Model and processor (or None) of a checkpoint, by the kind of model that its config names."""
     try:
         import transformers
     except ImportError:
-        raise ValueError("segmenter 'grounded_sam': transformers is missing; pip install transformers") from None
-    options = {"revision": revision, "local_files_only": is_offline}
+        raise ValueError(
+            "segmenter 'grounded_sam': transformers is missing; pip install 'panoptic_mapper[huggingface]'"
+        ) from None
+    folder = find_checkpoint(name, offline)
     try:
-        kind = transformers.AutoConfig.from_pretrained(name, **options).model_type
+        check_weights(folder)
+        kind = transformers.AutoConfig.from_pretrained(folder).model_type
         if kind not in classes:
             raise ValueError(f"expected a model of the kind {' or '.join(classes)}, got {kind}")
         model_class, processor_class = classes[kind]
-        model = getattr(transformers, model_class).from_pretrained(name, use_safetensors=True, **options)
+        model = getattr(transformers, model_class).from_pretrained(folder, use_safetensors=True, local_files_only=True)
         if processor_class is None:
             return model, None
-        return model, getattr(transformers, processor_class).from_pretrained(name, **options)
+        return model, getattr(transformers, processor_class).from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"segmenter 'grounded_sam': cannot load {name} ({revision}): {error}") from error
+        raise ValueError(f"segmenter 'grounded_sam': cannot load {name}: {error}") from error
 
 
 class _Model:
