@@ -56,6 +56,10 @@ HUB_MODELS = {
     "mask2former_swin_tiny": HubModel(
         "facebook/mask2former-swin-tiny-coco-panoptic", "huggingface", "CC BY-NC 4.0", "COCO, PQ 53.2; not commercial"
     ),
+    "grounding_dino_tiny": HubModel(
+        "IDEA-Research/grounding-dino-tiny", "grounded_sam", "Apache-2.0", "words to boxes"
+    ),
+    "sam2_tiny": HubModel("facebook/sam2.1-hiera-tiny", "grounded_sam", "Apache-2.0", "boxes to masks"),
 }
 
 
