@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from panoptic_mapper.geometry import backproject, project, transform
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.surfels import disc_shapes
+from panoptic_mapper.transfers import to_device
 
 FILL_LEVELS = 6  # holes in the depth of up to about 2^5 pixels from their border are filled
 
@@ -96,7 +99,7 @@ def grown_gaussians(
     grid[start :: config.stride_px, start :: config.stride_px] = True
     v, u = (where & grid).nonzero(as_tuple=True)
     depth = surface[v, u]
-    T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(depth.device)
+    T_map_camera = to_device(keyframe.T_map_camera.astype(np.float32), depth.device)
     n = len(depth)
     scale = config.scale * config.stride_px * depth / keyframe.camera.fx
     points = backproject(surface, keyframe.camera)
@@ -150,7 +153,7 @@ def depth_at_centers(means: Tensor, keyframe: Keyframe, surface: Tensor, config:
 
 def survivors(gaussians: GaussianMap, config: DensityConfig) -> Tensor:
     """Which Gaussians stay [N] bool: opaque enough, not too large, not in seen-empty space, and finite."""
-    opaque = gaussians["opacity_logits"][:, 0] > torch.logit(torch.tensor(config.min_opacity))
-    small = gaussians["log_scales"].amax(1) < torch.log(torch.tensor(config.max_scale_m))
+    opaque = gaussians["opacity_logits"][:, 0] > float(torch.logit(torch.tensor(config.min_opacity)))
+    small = gaussians["log_scales"].amax(1) < math.log(config.max_scale_m)
     solid = gaussians["free_space_hits"] < config.free_space_hits
     return opaque & small & solid & torch.isfinite(gaussians["means"]).all(1)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic_mapper.instances import InstanceQueries
+from panoptic_mapper.instances import InstanceQueries, rows_of
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.objects import extract_objects
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, PanopticView
+from panoptic_mapper.transfers import to_device
 
 MIN_ALPHA = 0.3  # pixels with less opacity show nothing
 MIN_OPACITY = 0.3  # Gaussians with less do not count as surface points
@@ -45,82 +51,173 @@ def panoptic_view(
     )
 
 
-def map_snapshot(map: PanopticMap, label_space: LabelSpace, up: np.ndarray, stamp_ns: int) -> MapSnapshot:
-    """Copies the surface points with their labels, and the objects."""
-    gaussians = map.gaussians
-    opaque = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
-    class_index, instance_id = _labels(map)
-    return MapSnapshot(
-        stamp_ns=stamp_ns,
-        points=gaussians["means"][opaque].cpu().numpy().copy(),
-        colors=(255 * gaussians["colors"][opaque].clamp(0, 1)).to(torch.uint8).cpu().numpy(),
-        class_indices=class_index[opaque].int().cpu().numpy(),
-        instance_ids=instance_id[opaque].int().cpu().numpy(),
-        confidences=(gaussians["confidence_permille"][opaque] / 1000).float().cpu().numpy(),
-        objects=map_objects(map, label_space, up),
-        label_space=label_space,
+@dataclass(frozen=True)
+class FrozenMap:
+    """Copies of what clouds and objects are made of, while the map goes on changing."""
+
+    columns: dict[str, Tensor]  # of all Gaussians, on the map's device
+    ids: Tensor  # [Q] public ids, ascending, on the map's device
+    shown_rows: Tensor  # [Q] row of the object as which each query is shown, on the map's device
+    classes: Tensor  # [Q] class index, on the map's device
+    is_confirmed: Tensor  # [Q] bool, on the host as all below
+    scores: Tensor  # [Q]
+    counts: dict[str, Tensor]  # [Q] observations and times
+    min_gaussians: int  # of an object
+    copied: torch.cuda.Event | None  # on a GPU: the copies are made when this has passed
+
+    def __len__(self) -> int:
+        """The number of queries."""
+        return len(self.ids)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
+
+    def is_object(self, sizes: Tensor) -> Tensor:
+        """Which queries are confirmed and have enough Gaussians to be an object with an extent: [Q] bool, on the host.
+
+        Args:
+            sizes: [Q] how many Gaussians each has.
+        """
+        return (sizes >= self.min_gaussians).cpu() & self.is_confirmed
+
+
+COLUMNS = ("means", "colors", "opacity_logits", "class_index", "instance_id", "confidence_permille")
+COUNTED = ("observations", "first_seen_ns", "last_seen_ns")
+
+
+@torch.no_grad()
+def freeze(map: PanopticMap) -> FrozenMap:
+    """Copies what a snapshot needs, without a wait. On a GPU the copies belong to the stream of `side_stream`."""
+    gaussians, queries, device = map.gaussians, map.queries, map.gaussians.table.device
+    frozen = FrozenMap(
+        {name: gaussians[name].clone() for name in COLUMNS},
+        to_device(queries.ids, device),
+        to_device(queries.shown_rows(), device),
+        to_device(queries.class_indices, device),
+        queries.is_confirmed,
+        queries.scores,
+        {name: queries.column(name).clone() for name in COUNTED},
+        queries.config.min_gaussians,
+        torch.cuda.Event() if device.type == "cuda" else None,
     )
+    if frozen.copied is not None:
+        frozen.copied.record()
+        for tensor in (*frozen.columns.values(), frozen.ids, frozen.shown_rows, frozen.classes):
+            tensor.record_stream(side_stream(device))
+    return frozen
 
 
-def map_objects(map: PanopticMap, label_space: LabelSpace, up: np.ndarray) -> tuple[MapObject, ...]:
+@cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which snapshots are made beside the map's own work."""
+    return torch.cuda.Stream(device)
+
+
+@torch.no_grad()
+def map_snapshot(frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray, stamp_ns: int) -> MapSnapshot:
+    """The surface points with their labels, and the objects, in host memory. Any thread may make it."""
+    with _beside(frozen):
+        opaque = frozen["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
+        rows = _member_rows(frozen, frozen.ids, frozen.shown_rows)
+        is_object = frozen.is_object(_sizes(rows, len(frozen)))
+        class_index, instance_id = _labels(frozen, is_object)
+        return MapSnapshot(
+            stamp_ns=stamp_ns,
+            points=frozen["means"][opaque].cpu().numpy(),
+            colors=(255 * frozen["colors"][opaque].clamp(0, 1)).to(torch.uint8).cpu().numpy(),
+            class_indices=class_index[opaque].int().cpu().numpy(),
+            instance_ids=instance_id[opaque].int().cpu().numpy(),
+            confidences=(frozen["confidence_permille"][opaque] / 1000).float().cpu().numpy(),
+            objects=_objects(frozen, rows, is_object, label_space, up),
+            label_space=label_space,
+        )
+
+
+@torch.no_grad()
+def map_objects(frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray) -> tuple[MapObject, ...]:
     """The objects that have enough Gaussians to have an extent, by ascending id."""
-    queries, rows = map.queries, _member_rows(map)
+    with _beside(frozen):
+        rows = _member_rows(frozen, frozen.ids, frozen.shown_rows)
+        return _objects(frozen, rows, frozen.is_object(_sizes(rows, len(frozen))), label_space, up)
+
+
+@torch.no_grad()
+def object_sizes(map: PanopticMap) -> Tensor:
+    """How many Gaussians count to the extent of each query: [Q] int64, on the map's device, without a wait."""
+    queries, device = map.queries, map.gaussians.table.device
+    rows = _member_rows(map.gaussians, queries.ids_on_device, to_device(queries.shown_rows(), device))
+    return _sizes(rows, len(queries))
+
+
+class Columns(Protocol):
+    """Columns [N, ...] of Gaussians by name."""
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+
+def _beside(frozen: FrozenMap) -> AbstractContextManager:
+    """Works on the stream of snapshots, once the copies are made."""
+    if frozen.copied is None:
+        return nullcontext()
+    stream = side_stream(frozen.ids.device)
+    stream.wait_event(frozen.copied)
+    return torch.cuda.stream(stream)
+
+
+def _objects(
+    frozen: FrozenMap, rows: Tensor, is_object: Tensor, label_space: LabelSpace, up: np.ndarray
+) -> tuple[MapObject, ...]:
+    """The queries that are objects [Q], with the extent of the Gaussians whose row [N] is theirs."""
     member = rows >= 0
-    points, numbers = map.gaussians["means"][member], rows[member] + 1  # 0 would be no object
+    points, numbers = frozen["means"][member], rows[member] + 1  # 0 would be no object
     extents = extract_objects(points.cpu().numpy(), numbers.cpu().numpy(), up)
+    ids, classes = frozen.ids.tolist(), frozen.classes.tolist()
     objects = []
-    for row in is_object(map).nonzero()[:, 0].tolist():
+    for row in is_object.nonzero()[:, 0].tolist():
         extent = extents[row + 1]
-        class_index = int(queries.class_indices[row])
         objects.append(
             MapObject(
-                id=int(queries.ids[row]),
-                class_index=class_index,
-                class_name=label_space.names[class_index],
-                score=float(queries.scores[row]),
-                observations=int(queries.column("observations")[row]),
+                id=ids[row],
+                class_index=classes[row],
+                class_name=label_space.names[classes[row]],
+                score=float(frozen.scores[row]),
+                observations=int(frozen.counts["observations"][row]),
                 centroid=extent.centroid,
                 box=extent.box,
                 aabb_min=extent.aabb_min,
                 aabb_max=extent.aabb_max,
                 num_gaussians=extent.num_points,
-                first_seen_ns=int(queries.column("first_seen_ns")[row]),
-                last_seen_ns=int(queries.column("last_seen_ns")[row]),
+                first_seen_ns=int(frozen.counts["first_seen_ns"][row]),
+                last_seen_ns=int(frozen.counts["last_seen_ns"][row]),
             )
         )
     return tuple(objects)
 
 
-def is_object(map: PanopticMap) -> Tensor:
-    """Which queries [Q] are confirmed and have enough Gaussians to be an object with an extent: bool on the CPU."""
-    num_queries = len(map.queries)
-    sizes = torch.bincount(_member_rows(map) + 1, minlength=num_queries + 1)[1:]
-    return (sizes >= map.queries.config.min_gaussians).cpu() & map.queries.is_confirmed
+def _sizes(rows: Tensor, num_queries: int) -> Tensor:
+    """How many of `rows` [N] are each query's: [Q]; -1 is none's."""
+    return rows.new_zeros(num_queries + 1).index_add_(0, rows + 1, torch.ones_like(rows))[1:]
 
 
-def _member_rows(map: PanopticMap) -> Tensor:
+def _member_rows(gaussians: Columns, ids: Tensor, shown_rows: Tensor) -> Tensor:
     """Row of the query [N] to whose extent each Gaussian counts; -1 = none, or too faint or unsure to count."""
-    gaussians = map.gaussians
     solid = gaussians["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
     solid &= gaussians["confidence_permille"] > 1000 * MIN_CONFIDENCE
-    return torch.where(solid, _shown_rows(map), -1)
+    return torch.where(solid, _rows_as_shown(gaussians, ids, shown_rows), -1)
 
 
-def _shown_rows(map: PanopticMap) -> Tensor:
+def _rows_as_shown(gaussians: Columns, ids: Tensor, shown_rows: Tensor) -> Tensor:
     """Row of the query [N] as which each Gaussian is shown; -1 = none."""
-    rows = map.queries.rows_of(map.gaussians["instance_id"].long())
-    if len(map.queries) == 0:
-        return rows
-    return torch.where(rows >= 0, map.queries.shown_rows().to(rows.device)[rows], -1)
+    rows = rows_of(gaussians["instance_id"].long(), ids)
+    return rows if len(ids) == 0 else torch.where(rows >= 0, shown_rows[rows], -1)
 
 
-def _labels(map: PanopticMap) -> tuple[Tensor, Tensor]:
+def _labels(frozen: FrozenMap, is_object: Tensor) -> tuple[Tensor, Tensor]:
     """Class index and public object id [N] int64 of every Gaussian; members of a query have the query's class."""
-    queries = map.queries
-    class_index = map.gaussians["class_index"].long()
-    rows = _shown_rows(map)
-    if len(queries) == 0:
+    class_index = frozen["class_index"].long()
+    if len(frozen) == 0:
         return class_index, torch.zeros_like(class_index)
-    ids = torch.where(is_object(map), queries.ids, 0)
-    class_index = torch.where(rows >= 0, queries.class_indices.to(rows.device)[rows], class_index)
-    return class_index, torch.where(rows >= 0, ids.to(rows.device)[rows], 0)
+    rows = _rows_as_shown(frozen, frozen.ids, frozen.shown_rows)
+    ids = torch.where(is_object.to(frozen.ids.device), frozen.ids, 0)
+    class_index = torch.where(rows >= 0, frozen.classes[rows], class_index)
+    return class_index, torch.where(rows >= 0, ids[rows], 0)

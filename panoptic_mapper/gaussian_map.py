@@ -11,6 +11,7 @@ from torch import Tensor
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.geometry import in_frustum, transform
+from panoptic_mapper.occlusion import is_before
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.spherical_harmonics import degree_of_width, width_of_degree
 
@@ -113,10 +114,19 @@ class GaussianMap:
         if self.sh_degree > 0:
             self.table.set_rates(**{HARMONICS: others * rates.harmonics_share * rates.colors})
 
-    def ids_in_frustum(self, T_camera_map: Tensor, camera: PinholeCamera) -> Tensor:
-        """Rows [V] whose centre projects into the slightly widened image: the candidates of a view."""
+    def ids_in_frustum(self, T_camera_map: Tensor, camera: PinholeCamera, limits: Tensor | None = None) -> Tensor:
+        """Rows [V] whose centre projects into the slightly widened image: the candidates of a view.
+
+        Args:
+            T_camera_map: [4, 4] map to camera frame.
+            camera: of the view.
+            limits: depths beyond which nothing is seen, of `occlusion.depth_limits`; None = everything is a candidate.
+        """
         points = transform(T_camera_map, self["means"])
-        return in_frustum(points, camera, FRUSTUM_MARGIN, NEAR_M).nonzero()[:, 0]
+        inside = in_frustum(points, camera, FRUSTUM_MARGIN, NEAR_M)
+        if limits is not None:
+            inside &= is_before(points, camera, limits)
+        return inside.nonzero()[:, 0]
 
     def append(self, columns: dict[str, Tensor], anchor: int) -> None:
         """Adds Gaussians [n, width] by column, bound to the keyframe `anchor`; they start without a label."""

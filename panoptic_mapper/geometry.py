@@ -24,10 +24,10 @@ def backproject(depth: Tensor, camera: PinholeCamera) -> Tensor:
 
 def project(points: Tensor, camera: PinholeCamera) -> tuple[Tensor, Tensor]:
     """Pixel coordinates [..., 2] and depth [...] (m) of camera-frame points [..., 3]; use only where depth > 0."""
-    depth = points[..., 2]
-    focal = points.new_tensor([camera.fx, camera.fy])
-    center = points.new_tensor([camera.cx, camera.cy])
-    return points[..., :2] / depth.clamp_min(1e-6)[..., None] * focal + center, depth
+    x, y, depth = points.unbind(-1)
+    z = depth.clamp_min(1e-6)
+    # By numbers, not by tensors of them: on a GPU each of these would be a copy that the host waits for.
+    return torch.stack([x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy], dim=-1), depth
 
 
 def transform(T: Tensor, points: Tensor) -> Tensor:
@@ -81,8 +81,10 @@ def quaternions(R: Tensor) -> Tensor:
 def in_frustum(points: Tensor, camera: PinholeCamera, margin: float, near_m: float) -> Tensor:
     """Which camera-frame points [N, 3] project into the image widened by `margin` (share of its size): bool [N]."""
     uv, depth = project(points, camera)
-    size = points.new_tensor([camera.width, camera.height])
-    return (depth > near_m) & (uv > -margin * size).all(-1) & (uv < (1 + margin) * size).all(-1)
+    inside = depth > near_m
+    for at, size in zip(uv.unbind(-1), (camera.width, camera.height), strict=True):
+        inside &= (at > -margin * size) & (at < (1 + margin) * size)
+    return inside
 
 
 def surface_normals(points: Tensor, max_step: float = 0.1) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
 from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
 from panoptic_mapper.parameter_table import ParameterTable, Rows
+from panoptic_mapper.transfers import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class InstanceQueries:
         }
         self.table = ParameterTable(widths, rates, device)
         self.ids = torch.zeros(0, dtype=torch.int64)  # [Q] public ids, ascending
+        self._device_ids = (self.ids, to_device(self.ids, device))  # a copy is made when others take their place
         self.evidence = torch.zeros(0, num_classes)  # [Q, C] confidence-weighted votes of its masks
         self.counts = torch.zeros(0, len(COUNTS), dtype=torch.int64)  # [Q, ...] see COUNTS
         self.votes = torch.zeros(0, 0)  # [Q, Q] symmetric evidence that two queries are one object (+) or two (-)
@@ -94,6 +96,12 @@ class InstanceQueries:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def ids_on_device(self) -> Tensor:  # [Q] `ids` where the map is
+        if self._device_ids[0] is not self.ids:
+            self._device_ids = (self.ids, to_device(self.ids, self.table.device))
+        return self._device_ids[1]
 
     @property
     def class_indices(self) -> Tensor:  # [Q] int64, class with the most evidence
@@ -148,11 +156,7 @@ class InstanceQueries:
 
     def rows_of(self, ids: Tensor) -> Tensor:
         """Rows of living public ids (any shape, int64); -1 where an id is 0 or gone."""
-        if len(self) == 0:
-            return torch.full_like(ids, -1)
-        table_ids = self.ids.to(ids.device)
-        position = torch.searchsorted(table_ids, ids.contiguous()).clamp_max(len(self) - 1)
-        return torch.where(table_ids[position] == ids, position, -1)
+        return rows_of(ids, self.ids if ids.device == self.ids.device else self.ids_on_device)
 
     def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, visible_means: Tensor) -> Tensor:
         """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian of the view [V, 3]."""
@@ -300,6 +304,14 @@ class InstanceQueries:
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
 
 
+def rows_of(ids: Tensor, table_ids: Tensor) -> Tensor:
+    """Rows (shape of `ids`, int64) of ids in `table_ids` [Q], which ascend; -1 where an id is not there."""
+    if len(table_ids) == 0:
+        return torch.full_like(ids, -1)
+    position = torch.searchsorted(table_ids, ids.contiguous()).clamp_max(len(table_ids) - 1)
+    return torch.where(table_ids[position] == ids, position, -1)
+
+
 def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
     """Centre [3] and covariance [3, 3] of points [n, 3] without those far beyond their bulk.
 
@@ -307,7 +319,7 @@ def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
     in two halves or around a corner is held whole, which the median and its deviations would take for outliers; the
     background behind the mask's border is not.
     """
-    low, high = points.quantile(points.new_tensor([BULK, 1 - BULK]), dim=0)
+    low, high = points.quantile(to_device(torch.tensor([BULK, 1 - BULK], dtype=points.dtype), points.device), dim=0)
     margin = 0.5 * (high - low) + MIN_STD_M
     inliers = points[((points > low - margin) & (points < high + margin)).all(1)]
     center = inliers.mean(0)

@@ -18,6 +18,8 @@ from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
+from panoptic_mapper.occlusion import depth_limits
+from panoptic_mapper.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class Keyframe:
     def has_labels(self) -> bool:  # asked at every step, and on a GPU the answer makes it wait
         return bool((self.semantic > 0).any())
 
+    @cached_property
+    def depth_limits(self) -> Tensor:
+        """How far the camera can have seen, see `occlusion.depth_limits`."""
+        return depth_limits(self.depth)
+
     @property
     def nbytes(self) -> int:
         images = (self.color, self.depth, self.semantic, self.mask_index, self.confidence, self.disputed)
@@ -69,7 +76,7 @@ class Keyframe:
 
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""
-        return torch.from_numpy(inverse_pose(self.T_map_camera)).float().to(self.depth.device)
+        return to_device(inverse_pose(self.T_map_camera).astype(np.float32), self.depth.device)
 
 
 class KeyframeStore:
@@ -106,10 +113,11 @@ class KeyframeStore:
             stamp_ns=frame.stamp_ns,
             camera=frame.camera,
             T_map_camera=frame.T_map_camera,
-            color=torch.tensor(frame.color, device=device),
-            depth=torch.tensor(frame.depth, device=device),
+            color=to_device(frame.color, device),
+            depth=to_device(frame.depth, device),
             **_label_fields(segmentation, device),
         )
+        keyframe.has_labels = bool((segmentation.semantic > 0).any())
         self.all.append(keyframe)
         self.covisibility.add(frame.depth, frame.camera, frame.T_map_camera)
         return keyframe
@@ -194,12 +202,12 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str,
     """The fields of a keyframe that hold 2D labels."""
     mask_index, classes, scores, px = _numbered_masks(segmentation)
     confidence = segmentation.confidence
+    if confidence is None:
+        confidence = np.ones(mask_index.shape, np.float32)
     return {
-        "semantic": torch.tensor(segmentation.semantic, dtype=torch.int32, device=device),
-        "mask_index": torch.tensor(mask_index, device=device),
-        "confidence": torch.tensor(
-            np.ones(mask_index.shape, np.float32) if confidence is None else confidence, device=device
-        ),
+        "semantic": to_device(segmentation.semantic.astype(np.int32, copy=False), device),
+        "mask_index": to_device(mask_index, device),
+        "confidence": to_device(confidence, device),
         "mask_classes": classes,
         "mask_scores": scores,
         "mask_px": px,
@@ -210,11 +218,7 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str,
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
     """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
     instance = np.where(segmentation.semantic > 0, segmentation.instance, 0)
-    ids, index = np.unique(instance, return_inverse=True)
-    index = index.reshape(instance.shape)
-    if len(ids) == 0 or ids[0] != 0:
-        index = index + 1  # no pixel without a mask: keep 0 free for it
-    num = int(index.max(initial=0)) + 1
+    index, num = _numbered(instance)
     num_classes = int(segmentation.semantic.max(initial=0)) + 1
     votes = np.bincount(index.ravel() * num_classes + segmentation.semantic.ravel(), minlength=num * num_classes)
     classes = votes.reshape(num, num_classes).argmax(1)
@@ -223,4 +227,14 @@ def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], 
     if segmentation.confidence is not None:
         total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=num)
         scores = total / np.maximum(area, 1)
-    return index.astype(np.int32), classes.tolist(), scores.tolist(), area.tolist()
+    return index, classes.tolist(), scores.tolist(), area.tolist()
+
+
+def _numbered(ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """Ids >= 0 as the numbers 0, 1, 2 ... in their order, int32, where 0 stays 0; and one more than the largest."""
+    if ids.max(initial=0) >= ids.size:  # a table of all possible ids would be larger than the image
+        present, index = np.unique(np.append(ids.ravel(), 0), return_inverse=True)
+        return index[:-1].reshape(ids.shape).astype(np.int32), len(present)
+    is_present = np.bincount(ids.ravel(), minlength=1) > 0
+    is_present[0] = True
+    return (np.cumsum(is_present) - 1).astype(np.int32)[ids], int(is_present.sum())

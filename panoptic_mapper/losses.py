@@ -84,9 +84,10 @@ def dice_loss(masks: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
     """
     num_queries = masks.shape[-1]
     own = masks.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    inside = targets >= 0
-    intersection = masks.new_zeros(num_queries).index_add_(0, targets[inside], own[inside])
-    target_px = torch.bincount(targets[inside], minlength=num_queries)
+    bins = torch.where(targets >= 0, targets, num_queries).reshape(-1)  # one more bin, for the pixels of no query
+    sums = masks.new_zeros(num_queries + 1)
+    intersection = sums.index_add(0, bins, own.reshape(-1))[:num_queries]
+    target_px = sums.index_add(0, bins, torch.ones_like(own).reshape(-1))[:num_queries]
     mask_px = (masks * counted[..., None]).sum((0, 1))
     matched = target_px > 0
     dice = (2 * intersection + 1) / (target_px + mask_px + 1)

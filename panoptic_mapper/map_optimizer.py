@@ -25,9 +25,10 @@ from panoptic_mapper.losses import (
     query_repulsion,
 )
 from panoptic_mapper.object_discovery import associate
-from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.panoptic_map import MapView, PanopticMap, SeenCounter
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.surfels import SurfaceRendering, surface_terms
+from panoptic_mapper.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ class OptimizerConfig(Config):
     """How much the map is optimised."""
 
     steps_per_keyframe: int = param(12, "optimisation steps after each keyframe", ge=0)
+    frame_budget_ms: float = param(
+        0.0,
+        "time for each frame, ms: steps are taken, also on frames that are no keyframes, while they fit; the map then"
+        " depends on the machine's speed; 0 = steps_per_keyframe on keyframes only",
+        ge=0,
+    )
+    skip_hidden: bool = param(
+        False,
+        "steps leave out what lies far behind a keyframe's measured surfaces: large buildings cost no more than rooms,"
+        " but what shines through a surface is not held against it",
+    )
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
@@ -57,26 +69,36 @@ class MapOptimizer:
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
-        self._steps = 0
+        self.num_steps = 0  # that were taken
 
-    def step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe] = ()) -> None:
-        """One Adam step on all losses of a keyframe, with what its neighbours say about the labels of its pixels."""
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+    def step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe] = (), with_labels: bool | None = None) -> None:
+        """One Adam step on all losses of a keyframe, with what its neighbours say about the labels of its pixels.
+
+        Args:
+            keyframe: the observation.
+            neighbours: keyframes that see some of the same surfaces.
+            with_labels: whether labels are optimised beside geometry; None = as often as configured.
+        """
+        view = self.map.view(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
         if len(view.visible_ids) == 0:
             return
-        surface = view.render_surface() if self.map.gaussians.config.base == "surfel" else None
-        rendering = view.render() if surface is None else surface.rendering
+        counter = SeenCounter(view)
+        surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
+        rendering = view.render(counter) if surface is None else surface.rendering
         terms = self._geometry_terms(keyframe, view, rendering, surface)
         labels = None
-        if keyframe.has_labels and self._steps % self.config.label_every == 0:
+        if with_labels is None:
+            with_labels = self._is_label_step()
+        if keyframe.has_labels and with_labels:
             labels = view.blend_labels()
             associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
             terms |= self._label_terms(keyframe, view, labels)
             warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
-        torch.stack([getattr(self.weights, name) * value for name, value in terms.items()]).sum().backward()
-        seen = view.seen()
+        weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
+        torch.stack([*weighted, counter.term]).sum().backward()
+        seen = counter.seen()
         if self.on_gradients is not None:
             self.on_gradients(keyframe, view, seen)
         self.map.gaussians.table.update(view.gaussians, seen)
@@ -86,7 +108,15 @@ class MapOptimizer:
             self._head_adam.zero_grad()
             self.map.remember_labels(view, labels)
         self.losses |= {name: value.detach() for name, value in terms.items()}
-        self._steps += 1
+        self.num_steps += 1
+
+    def _limits(self, keyframe: Keyframe) -> Tensor | None:
+        return keyframe.depth_limits if self.config.skip_hidden else None
+
+    def _is_label_step(self) -> bool:
+        """Every `label_every`-th step; not always on the same of the three kinds of keyframes that take turns."""
+        every = self.config.label_every
+        return (self.num_steps + self.num_steps // (3 * every)) % every == 0
 
     def follow_head(self) -> None:
         """Gives classes that were added to the head moments of their own, which are 0."""
@@ -135,7 +165,7 @@ class MapOptimizer:
         own = torch.tensor(keyframe.mask_classes)
         if len(self.map.queries):
             own = torch.where(rows >= 0, self.map.queries.class_indices[rows], own)
-        mask_classes = own.to(device)[keyframe.mask_index.long()]
+        mask_classes = to_device(own, device)[keyframe.mask_index.long()]
         classes = torch.where(keyframe.mask_index > 0, mask_classes, keyframe.semantic.long())
         return classes if keyframe.disputed is None else torch.where(keyframe.disputed, UNLABELED, classes)
 
@@ -150,14 +180,14 @@ class MapOptimizer:
         if len(self.map.queries):
             factor = torch.where(rows >= 0, 1 / self.map.queries.recall[rows].float(), factor)
         factor[0] = 1
-        return keyframe.confidence * factor.to(keyframe.confidence.device)[keyframe.mask_index.long()]
+        return keyframe.confidence * to_device(factor, keyframe.confidence.device)[keyframe.mask_index.long()]
 
     def _warp_term(
         self, keyframe: Keyframe, view: MapView, rendering: Rendering, labels: LabelRendering, neighbour: Keyframe
     ) -> Tensor:
         """What a neighbour's 2D labels say about the pixels of a keyframe; on a grid that moves from step to step."""
         stride = self.config.warp_stride_px
-        grid = PixelGrid(stride, self._steps % stride, self._steps // stride % stride)
+        grid = PixelGrid(stride, self.num_steps % stride, self.num_steps // stride % stride)
         depth = torch.where(rendering.alpha.detach() > 0.5, rendering.depth.detach(), 0)
         num_panoptic, columns = labels.panoptic.shape[-1], labels.columns
         targets = grid.of(self._panoptic_targets(neighbour, view))
@@ -171,11 +201,11 @@ class MapOptimizer:
         return warped_cross_entropy(
             torch.cat([grid.of(labels.panoptic), grid.of(labels.semantic)], dim=-1),
             grid.of(depth),
-            grid.intrinsics(keyframe.camera).to(depth),
+            to_device(grid.intrinsics(keyframe.camera).to(depth.dtype), depth.device),
             torch.cat(observed, dim=-1),
             grid.of(neighbour.depth),
-            grid.intrinsics(neighbour.camera).to(depth),
-            torch.from_numpy(T).to(depth),
+            to_device(grid.intrinsics(neighbour.camera).to(depth.dtype), depth.device),
+            to_device(torch.from_numpy(T).to(depth.dtype), depth.device),
         )
 
     def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
@@ -183,7 +213,7 @@ class MapOptimizer:
         rows, queries, columns = view.queries.ids, self.map.queries, self.map.head.columns
         position = torch.full((len(queries) + 1,), -1, dtype=torch.int64, device=rows.device)
         position[rows] = torch.arange(len(rows), device=rows.device)
-        mask_rows = queries.rows_of(torch.tensor(keyframe.mask_ids, device=rows.device))
+        mask_rows = queries.rows_of(to_device(torch.tensor(keyframe.mask_ids), rows.device))
         mask_position = position[mask_rows]  # row -1 (no query) reads the last entry, which is -1
         in_mask = columns.of_queries(mask_position)[keyframe.mask_index.long()]
         if keyframe.disputed is not None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -51,6 +48,8 @@ from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
+from panoptic_mapper.timing import StageClock, StepBudget
+from panoptic_mapper.transfers import to_device
 from panoptic_mapper.vocabulary import OpenVocabulary, label_space_of_words
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ class PanopticMapper:
         self.up = np.array(UP_AXES.get(config.up_axis, UP_AXES["z"]), dtype=np.float64)  # [3] map frame
         self.num_frames = 0
         self.last_stamp_ns = 0
-        self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=256))
+        self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._frames_for_up: list[Frame] = []
 
     def integrate(self, frame: Frame) -> IntegrationReport:
@@ -133,20 +132,22 @@ class PanopticMapper:
         Raises:
             ValueError: the segmenter's labels do not fit the frame or the label space. The map is as before.
         """
+        start_s = time.perf_counter()
         self.num_frames += 1
         mapped_frame = self.at_mapping_size(frame)
-        if not self._is_keyframe(mapped_frame):
-            return IntegrationReport(is_keyframe=False)
         stage_ms: dict[str, float] = {}
-        with self._timed("segment", stage_ms):
+        if not self._is_keyframe(mapped_frame):
+            self._refine_until(start_s + 1e-3 * self.config.optimizer.frame_budget_ms)
+            return IntegrationReport(is_keyframe=False)
+        with self._clock.stage("segment", stage_ms):
             keyframe = self.keyframes.add(mapped_frame, self._segment(frame), self.device)
-        with self._timed("associate", stage_ms):
+        with self._clock.stage("associate", stage_ms):
             rendering, new_ids = self._associate(keyframe)
-        with self._timed("grow", stage_ms):
+        with self._clock.stage("grow", stage_ms):
             num_new = self._grow(keyframe, rendering, new_ids)
-        with self._timed("optimize", stage_ms):
-            self.refine(self.config.optimizer.steps_per_keyframe)
-        with self._timed("maintain", stage_ms):
+        with self._clock.stage("optimize", stage_ms):
+            self._optimize(start_s)
+        with self._clock.stage("maintain", stage_ms):
             num_removed = self._prune(keyframe)
             maintain_queries(self.map, self.keyframes)
         self._update_up(frame)
@@ -201,7 +202,7 @@ class PanopticMapper:
         keyframe = self.keyframes.unlabelled(stamp_ns)
         if keyframe is None:
             return False
-        with self._timed("label", {}):
+        with self._clock.stage("label", {}):
             keyframe.set_labels(self._usable_labels(segmentation, keyframe.depth.cpu().numpy()))
             _, new_ids = self._associate(keyframe)
             surface = filled_depth(keyframe.depth, self.config.density)
@@ -213,9 +214,31 @@ class PanopticMapper:
     def refine(self, num_steps: int) -> None:
         """Optimises the map over its keyframes; does nothing while there are none."""
         for step in range(num_steps if len(self.keyframes) else 0):
-            keyframe = self.keyframes.sample(step)
-            neighbours = self.keyframes.neighbours(keyframe, self.config.optimizer.warp_views)
-            self.optimizer.step(keyframe, neighbours)
+            self._step(step)
+
+    def _optimize(self, start_s: float) -> None:
+        """The steps of a keyframe that came at `start_s`: a fixed number of them, or what fits into a frame's time."""
+        config = self.config.optimizer
+        if config.frame_budget_ms == 0:
+            self.refine(config.steps_per_keyframe)
+        else:
+            self._refine_until(start_s + 1e-3 * config.frame_budget_ms, min_steps=1)
+
+    def _refine_until(self, deadline_s: float, min_steps: int = 0) -> None:
+        """Takes steps while there is time before `time.perf_counter()` is `deadline_s`, and waits for the last."""
+        if len(self.keyframes) == 0 or self.config.optimizer.frame_budget_ms == 0:
+            return
+        self._budget.begin()
+        while min_steps > 0 or self._budget.has_time(deadline_s):
+            self._step(self.optimizer.num_steps)
+            self._budget.note_step()
+            min_steps -= 1
+        self._budget.finish()
+
+    def _step(self, turn: int) -> None:
+        keyframe = self.keyframes.sample(turn)
+        neighbours = self.keyframes.neighbours(keyframe, self.config.optimizer.warp_views)
+        self.optimizer.step(keyframe, neighbours)
 
     @torch.no_grad()
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
@@ -225,11 +248,20 @@ class PanopticMapper:
 
     def snapshot(self) -> MapSnapshot:
         """An immutable copy of the labelled Gaussians and of the objects."""
-        return extraction.map_snapshot(self.map, self.label_space, self.up, self.last_stamp_ns)
+        return self.begin_snapshot()()
+
+    def begin_snapshot(self) -> Callable[[], MapSnapshot]:
+        """Copies the map as it is now, without a wait; what it returns makes the snapshot, in any thread.
+
+        On a GPU it does so on a stream of its own, so that mapping goes on meanwhile.
+        """
+        frozen = extraction.freeze(self.map)
+        label_space, up, stamp_ns = self.label_space, self.up.copy(), self.last_stamp_ns
+        return lambda: extraction.map_snapshot(frozen, label_space, up, stamp_ns)
 
     def objects(self) -> tuple[MapObject, ...]:
         """The objects of the map, by ascending id."""
-        return extraction.map_objects(self.map, self.label_space, self.up)
+        return extraction.map_objects(extraction.freeze(self.map), self.label_space, self.up)
 
     def at_mapping_size(self, frame: Frame) -> Frame:
         """The frame at the resolution at which it is mapped: never larger than it came."""
@@ -239,16 +271,21 @@ class PanopticMapper:
         return frame.resized(width, round(frame.camera.height * width / frame.camera.width))
 
     def stats(self) -> MapStats:
-        """Counters and gauges."""
+        """Counters and gauges; waits for the device once."""
+        losses = self.optimizer.losses
+        sizes = extraction.object_sizes(self.map)
+        values = torch.cat([*(loss.reshape(1) for loss in losses.values()), sizes.float()]).tolist()
+        loss_values, sizes_on_host = values[: len(losses)], torch.tensor(values[len(losses) :])
+        is_object = (sizes_on_host >= self.map.queries.config.min_gaussians) & self.map.queries.is_confirmed
         map_bytes = self.map.gaussians.nbytes + self.map.queries.table.nbytes + self.keyframes.nbytes
         return MapStats(
             num_frames=self.num_frames,
             num_keyframes=len(self.keyframes),
             num_gaussians=len(self.map.gaussians),
-            num_objects=int(extraction.is_object(self.map).sum()),
+            num_objects=int(is_object.sum()),
             map_bytes=map_bytes,
-            losses={name: float(value) for name, value in self.optimizer.losses.items()},
-            stage_ms={name: median(values) for name, values in self._durations.items()},
+            losses=dict(zip(losses, loss_values, strict=True)),
+            stage_ms=self._clock.medians_ms(),
         )
 
     def export_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -266,11 +303,12 @@ class PanopticMapper:
     @torch.no_grad()
     def _is_keyframe(self, frame: Frame) -> bool:
         """Whether a frame has depth to map, and the camera has moved on or sees enough that is not in the map."""
-        depth = torch.tensor(frame.depth, device=self.device)
-        if float(usable_depth(depth, self.config.density).float().mean()) < self.config.density.min_usable_share:
+        usable = usable_depth(torch.from_numpy(frame.depth), self.config.density)
+        if float(usable.float().mean()) < self.config.density.min_usable_share:
             return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
+        depth = to_device(frame.depth, self.device)
         rendering = self.map.view(frame.camera, frame.T_map_camera).render()
         new = unexplained(depth, depth, rendering, self.config.density)
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
@@ -344,10 +382,3 @@ class PanopticMapper:
             except ValueError as error:
                 logger.warning("%s; z is taken to be up", error)
             self._frames_for_up.clear()
-
-    @contextmanager
-    def _timed(self, stage: str, stage_ms: dict[str, float]) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        stage_ms[stage] = 1e3 * (time.perf_counter() - start)
-        self._durations[stage].append(stage_ms[stage])

@@ -25,8 +25,10 @@ from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
 from panoptic_mapper.spherical_harmonics import seen_colors
 from panoptic_mapper.surfels import SurfaceRendering, render_surface
+from panoptic_mapper.transfers import to_device
 
 MIN_SEEN_PX = 0.3  # px
+COUNT_WEIGHT = 1e-3  # of a term that is 0, but for rounding: little beside the weights of the losses
 
 
 @dataclass(frozen=True)
@@ -40,34 +42,22 @@ class MapView:
     head: PanopticHead
     labels: LabelConfig
     all_gaussians: ParameterTable  # of the map [N]; only global attention reads it
+    camera: PinholeCamera
     T_camera_map: Tensor  # [4, 4] float32
 
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
         return self.gaussians.ids[self.projection.visible]
 
-    def seen(self) -> Tensor:
-        """Which candidates [M] the image really shows: bool, total blending weight of at least MIN_SEEN_PX pixels.
+    def render(self, counter: SeenCounter | None = None) -> Rendering:
+        """Colour, depth and alpha; `counter` counts in the same splat what each Gaussian makes up of the image."""
+        return (counter or self.projection).render(self.colors())
 
-        What is behind a wall is projected too, and gets the little gradient that leaks through. Adam would turn that
-        into full steps, and the rooms behind would be bent to explain the wall.
-        """
-        ones = torch.ones(len(self.projection.visible), 1, device=self.gaussians.ids.device, requires_grad=True)
-        with torch.enable_grad():
-            (total,) = torch.autograd.grad(self.projection.blend(ones).sum(), ones)  # sum of w_g(u) over pixels u
-        seen = torch.zeros(len(self.gaussians), dtype=torch.bool, device=total.device)
-        seen[self.projection.visible] = total[:, 0] > MIN_SEEN_PX
-        return seen
-
-    def render(self) -> Rendering:
-        """Colour, depth and alpha."""
-        return self.projection.render(self.colors())
-
-    def render_surface(self) -> SurfaceRendering:
+    def render_surface(self, counter: SeenCounter | None = None) -> SurfaceRendering:
         """The same, with the normals of surfels and how far their depths are spread along each ray."""
         visible = self.projection.visible
         means, quats = self.gaussians["means"][visible], self.gaussians["quats"][visible]
-        return render_surface(self.projection, self.colors(), means, quats, self.T_camera_map)
+        return render_surface(counter or self.projection, self.colors(), means, quats, self.T_camera_map)
 
     def colors(self) -> Tensor:
         """RGB [V, 3] of the visible Gaussians from the camera's place."""
@@ -91,6 +81,39 @@ class MapView:
         return blend_labels(self.projection, classified, self.head)
 
 
+class SeenCounter:
+    """Tells which candidates of a view its image really shows, by the gradient of one more channel of a rendering.
+
+    What is behind a wall is projected too, and gets the little gradient that leaks through. Adam would turn that into
+    full steps, and the rooms behind would be bent to explain the wall.
+
+    Every Gaussian has a 1 in that channel, whose image is the rendering's alpha. `term`, the mean difference of the two
+    times COUNT_WEIGHT, is 0 and moves nothing. Its gradient to a Gaussian's 1 is the sum of w_g(u) over the pixels u.
+    """
+
+    def __init__(self, view: MapView):
+        self._view = view
+        device = view.gaussians.ids.device
+        self._ones = torch.ones(len(view.projection.visible), 1, device=device, requires_grad=True)
+        self.term = torch.zeros((), device=device)  # to be added to the loss
+
+    def render(self, colors: Tensor) -> Rendering:
+        """Splats `colors` [V, D] as the view does."""
+        rendering = self._view.projection.render(torch.cat([colors, self._ones], dim=1))
+        color, count = rendering.color.split([colors.shape[1], 1], dim=-1)
+        self.term = COUNT_WEIGHT * (count[..., 0] - rendering.alpha).mean()
+        return Rendering(color, rendering.depth, rendering.alpha)
+
+    def seen(self) -> Tensor:
+        """After backward: which candidates [M] have a total weight of more than MIN_SEEN_PX pixels, bool."""
+        view, grad = self._view, self._ones.grad
+        seen = torch.zeros(len(view.gaussians), dtype=torch.bool, device=self._ones.device)
+        if grad is not None:
+            least = MIN_SEEN_PX * COUNT_WEIGHT / (view.camera.width * view.camera.height)
+            seen[view.projection.visible] = grad[:, 0] > least
+        return seen
+
+
 @dataclass(frozen=True)
 class PanopticMap:
     """All that is learned."""
@@ -101,29 +124,36 @@ class PanopticMap:
     rasterizer: Rasterizer
     labels: LabelConfig = field(default_factory=LabelConfig)
 
-    def view(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> MapView:
-        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory where attention is."""
+    def view(self, camera: PinholeCamera, T_map_camera: np.ndarray, limits: Tensor | None = None) -> MapView:
+        """Gathers and projects what a camera at a pose [4, 4] sees; local in cost and memory where attention is.
+
+        Args:
+            limits: where a depth image was taken with it, what lies far behind that is left out
+                (`occlusion.depth_limits`).
+        """
         device = self.gaussians.table.device
-        T_camera_map = torch.from_numpy(inverse_pose(T_map_camera)).float().to(device)
-        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera))
+        T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), device)
+        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera, limits))
         projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
         visible_means = candidates["means"].detach()[projection.visible]
         in_view = self.queries.in_view(T_camera_map, camera, visible_means)
         rows = torch.arange(len(self.queries), device=device) if self.labels.attention == "global" else in_view
         queries = self.queries.table.gather(rows)
+        is_in_view = torch.zeros(len(self.queries), dtype=torch.bool, device=device)
+        is_in_view[in_view] = True
         table = self.gaussians.table
         return MapView(
-            candidates, queries, torch.isin(rows, in_view), projection, self.head, self.labels, table, T_camera_map
+            candidates, queries, is_in_view[rows], projection, self.head, self.labels, table, camera, T_camera_map
         )
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
         """Writes the label that each visible Gaussian of a view now has into the map's bookkeeping."""
         probability, column = labels.distribution.max(1)
-        public_ids = torch.cat([self.queries.ids[view.queries.ids.cpu()], torch.zeros(1, dtype=torch.int64)])
+        public_ids = torch.cat([self.queries.ids_on_device[view.queries.ids], view.queries.ids.new_zeros(1)])
         queries = labels.columns.queries_of(column)  # -1 (none) reads the last entry, which is 0
         book, ids = self.gaussians, view.visible_ids
         things = labels.class_probs[:, labels.columns.thing_classes]
         book["class_index"][ids] = labels.columns.classes_of(column, things).int()
-        book["instance_id"][ids] = public_ids.to(column.device)[queries].int()
+        book["instance_id"][ids] = public_ids[queries].int()
         book["confidence_permille"][ids] = (1000 * probability).int()

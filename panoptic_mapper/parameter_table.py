@@ -75,16 +75,26 @@ class ParameterTable:
         grad, values, ids = rows.leaf.grad, rows.leaf.detach(), rows.ids
         if grad is None:
             return
-        if which is not None:
-            grad, values, ids = grad[which], values[which], ids[which]
-        self._steps[ids] += 1
-        t = self._steps[ids][:, None]
-        moments = self._moments[ids]
-        first = moments[:, 0].lerp_(grad, 1 - BETA_1)
-        second = moments[:, 1].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
+        if which is not None and self.device.type == "cpu":
+            grad, values, ids, which = grad[which], values[which], ids[which], None
+        if which is None:
+            self._steps[ids] += 1
+            t = self._steps[ids][:, None]
+            moments = self._moments[ids]
+            first = moments[:, 0].lerp_(grad, 1 - BETA_1)
+            second = moments[:, 1].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
+            rates = self._rates
+        else:  # selecting rows would make the host wait for their number: rows that are not chosen take a step of 0
+            chosen = which.to(values.dtype)
+            self._steps[ids] += chosen
+            t = self._steps[ids][:, None].clamp_min_(1)
+            moments = self._moments[ids]
+            first = moments[:, 0].lerp_(grad, (1 - BETA_1) * chosen[:, None])
+            second = moments[:, 1].lerp_(grad.square(), (1 - BETA_2) * chosen[:, None])
+            rates = self._rates * chosen[:, None]
         self._moments[ids] = moments
         step = first / (1 - BETA_1**t) / ((second / (1 - BETA_2**t)).sqrt_() + EPSILON)
-        self._values[ids] = values - self._rates * step
+        self._values[ids] = values - rates * step
 
     def set_rates(self, **rates: float | list[float]) -> None:
         """Changes the learning rates of columns: one for all elements of a column, or one for each."""

@@ -7,6 +7,7 @@ of its centre. So the same rasterisers and the same labels serve both bases.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.geometry import backproject, quaternions, rotation_matrices, surface_normals, transform
-from panoptic_mapper.rasterizers.base import ProjectedView, Rendering
+from panoptic_mapper.rasterizers.base import Rendering
 
 THICKNESS_M = 1e-4  # the collapsed standard deviation, that along axis 2
 MAX_STRETCH = 3.0  # a new disc is at most so much longer than wide: beyond, the normal of the depth image is unsure
@@ -29,8 +30,14 @@ class SurfaceRendering:
     distortion: Tensor  # [H, W] m^2, sum over i, j of w_i w_j (z_i - z_j)^2
 
 
+class Renders(Protocol):
+    """A projected view, as far as it is asked here."""
+
+    def render(self, colors: Tensor) -> Rendering: ...
+
+
 def render_surface(
-    projection: ProjectedView,
+    projection: Renders,
     colors: Tensor,  # [V, 3]
     means: Tensor,  # [V, 3] map frame, m
     quats: Tensor,  # [V, 4]

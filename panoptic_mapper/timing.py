@@ -1,12 +1,15 @@
-"""Small rolling statistics of a running system: percentiles of durations, and the rate of events."""
+"""Time in a running system: percentiles of durations, the rate of events, stages on the device's clock, a budget."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
 
 import numpy as np
+import torch
 
 Clock = Callable[[], float]  # seconds from any fixed origin, never running backwards
 
@@ -60,3 +63,84 @@ class RateMeter:
         oldest = self._clock() - self._window_s
         while self._ticks and self._ticks[0] < oldest:
             self._ticks.popleft()
+
+
+class StageClock:
+    """Medians of the last durations of named stages, ms.
+
+    On a GPU they are those of the device, between events on the current stream that are read when they have passed: the
+    host does not wait for them.
+    """
+
+    def __init__(self, device: torch.device, capacity: int = 256) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._durations: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=capacity))
+        self._running: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
+
+    @contextmanager
+    def stage(self, name: str, host_ms: dict[str, float]) -> Iterator[None]:
+        """Times a block; `host_ms[name]` gets how long the host was in it."""
+        begin, end = self._event(), self._event()
+        if begin is not None:
+            begin.record()
+        start = time.perf_counter()
+        yield
+        host_ms[name] = 1e3 * (time.perf_counter() - start)
+        if begin is None or end is None:
+            self._durations[name].append(host_ms[name])
+            return
+        end.record()
+        self._running.append((name, begin, end))
+        self._read_passed()
+
+    def medians_ms(self) -> dict[str, float]:
+        self._read_passed()
+        return {name: median(values) for name, values in self._durations.items()}
+
+    def _event(self) -> torch.cuda.Event | None:
+        return torch.cuda.Event(enable_timing=True) if self._is_cuda else None
+
+    def _read_passed(self) -> None:
+        while self._running and self._running[0][2].query():
+            name, begin, end = self._running.popleft()
+            self._durations[name].append(begin.elapsed_time(end))
+
+
+class StepBudget:
+    """Says whether there is time for another step before a deadline, from how long steps take on the device.
+
+    On a GPU the host runs ahead of the device by one step: it waits for the last but one, so that there is always work
+    and a deadline means the device's time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cuda = device.type == "cuda"
+        self._step_s = 0.0  # running mean
+        self._launched: deque[torch.cuda.Event] = deque()
+        self._last_s = 0.0
+
+    def begin(self) -> None:
+        """Call before the first of some steps."""
+        self.finish()
+        self._last_s = time.perf_counter()
+
+    def note_step(self) -> None:
+        """Call after each step."""
+        if self._is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+            self._launched.append(event)
+            if len(self._launched) > 1:
+                self._launched.popleft().synchronize()
+        now = time.perf_counter()
+        self._step_s += 0.2 * (now - self._last_s - self._step_s) if self._step_s else now - self._last_s
+        self._last_s = now
+
+    def has_time(self, deadline_s: float) -> bool:
+        """Whether one more step will most likely end before `time.perf_counter()` is `deadline_s`."""
+        return time.perf_counter() + (1 + len(self._launched)) * self._step_s < deadline_s
+
+    def finish(self) -> None:
+        """Waits for the steps: the one wait of a frame."""
+        while self._launched:
+            self._launched.popleft().synchronize()

@@ -14,7 +14,7 @@ from small_room import CHAIR, CPU, FLOOR, TABLE, make_mapper, room_frames, wall_
 
 from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, Segmentation
-from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore
+from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore, _numbered_masks
 
 
 def pose(x_m: float = 0.0, turn_deg: float = 0.0) -> np.ndarray:
@@ -293,3 +293,15 @@ def test_memory_is_that_of_all_images() -> None:
     store = make_store(3)
     assert store.nbytes == sum(k.nbytes for k in store.all) == 3 * store.all[0].nbytes
     assert isinstance(store.all[0].color, torch.Tensor)
+
+
+@pytest.mark.parametrize("largest", [7, 10**6])  # numbered by a table, and by sorting
+@pytest.mark.parametrize("has_rest", [True, False])
+def test_masks_are_numbered_in_the_order_of_their_ids(largest: int, has_rest: bool) -> None:
+    instance = np.array([[3, largest, 3], [0 if has_rest else 5, 5, largest]], np.int32)
+    semantic = np.array([[1, 2, 1], [2, 2, 2]], np.int32)
+    index, classes, _, px = _numbered_masks(Segmentation(semantic, instance))
+    assert index.dtype == np.int32
+    assert index.tolist() == [[1, 3, 1], [0 if has_rest else 2, 2, 3]]
+    assert classes[1:] == [1, 2, 2]
+    assert px == [int(has_rest), 2, 2 - has_rest, 2]

@@ -264,6 +264,17 @@ def test_a_room_behind_a_wall_stays_as_it_is() -> None:
     assert (gaussians["means"] != before["means"][-200:]).any(1).float().mean() > 0.5
 
 
+def test_what_is_hidden_can_be_left_out_of_a_step() -> None:
+    behind = gaussian_columns(torch.tensor([[0.0, 0, 2.2], [0.0, 0, 2.6]]))
+    for skips, num_left_out in ((False, 0), (True, 1)):  # of the two, one might be a part of the surface
+        mapper = wall_mapper(f"optimizer.skip_hidden={skips}")
+        mapper.map.gaussians.append(behind, anchor=0)
+        candidates = []
+        mapper.optimizer.on_gradients = lambda keyframe, view, seen, found=candidates: found.extend(view.gaussians.ids)
+        mapper.optimizer.step(mapper.keyframes.all[0])
+        assert len(candidates) == len(mapper.map.gaussians) - num_left_out
+
+
 def test_depth_pulls_the_surface() -> None:
     mapper = wall_mapper(*NO_LABELS, "losses.color=0", "losses.opacity=0")
     mapper.map.gaussians["means"][:, 2] += 0.04

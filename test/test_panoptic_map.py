@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from small_room import CAMERA, SPACE, PassOn, gaussian_columns, make_mapper, opaque_wall
 
-from panoptic_mapper.panoptic_map import MapView
+from panoptic_mapper.panoptic_map import MIN_SEEN_PX, MapView, SeenCounter
 
 
 def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **columns: torch.Tensor) -> MapView:
@@ -17,13 +17,20 @@ def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **colum
     return mapper.map.view(CAMERA, np.eye(4) if T_map_camera is None else T_map_camera)
 
 
+def seen_of(view: MapView) -> torch.Tensor:
+    """What the counter finds beside a loss that has gradients of its own."""
+    counter = SeenCounter(view)
+    (view.render(counter).color.square().mean() + counter.term).backward()
+    return counter.seen()
+
+
 def test_what_is_behind_a_wall_is_projected_but_not_seen() -> None:
     view = view_of(torch.tensor([[0.1, 0.1, 1.0], [0.1, 0.1, 3.0], [-0.5, 0.2, 5.0], [0.3, 0.0, 1.9]]))
     num_candidates = len(view.gaussians)
     assert set(range(num_candidates - 4, num_candidates)) <= set(view.projection.visible.tolist())
-    assert view.seen()[-4:].tolist() == [True, False, False, True]
-    wall = view.seen()[:-4]
-    assert wall.float().mean() > 0.5  # the wall itself is
+    seen = seen_of(view)
+    assert seen[-4:].tolist() == [True, False, False, True]
+    assert seen[:-4].float().mean() > 0.5  # the wall itself is
 
 
 def test_what_is_not_projected_and_what_is_transparent_is_not_seen() -> None:
@@ -31,16 +38,25 @@ def test_what_is_not_projected_and_what_is_transparent_is_not_seen() -> None:
     means = torch.tensor([just_outside, [0.0, 0, 1], [0.0, 0.2, 1]])
     small = torch.full((3, 3), 1e-4).log()
     view = view_of(means, log_scales=small, opacity_logits=torch.tensor([[3.0], [-4.0], [3.0]]))
-    assert view.seen()[-3:].tolist() == [False, False, True]
+    assert seen_of(view)[-3:].tolist() == [False, False, True]
 
 
 def test_a_view_of_nothing_sees_nothing() -> None:
     view = view_of(torch.zeros(0, 3), np.diag([-1.0, 1, -1, 1]))  # turned around
-    assert view.seen().tolist() == []
+    assert seen_of(view).tolist() == []
 
 
-def test_looking_at_what_is_seen_leaves_no_gradients() -> None:
-    view = view_of(torch.tensor([[0.0, 0.0, 1.0]]))
-    with torch.no_grad():
-        assert view.seen()[-1]
-    assert view.gaussians.leaf.grad is None
+def test_counting_is_that_of_blended_weights_and_moves_nothing() -> None:
+    def gradient(is_counted: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        view = view_of(torch.tensor([[0.1, 0.1, 1.0], [0.1, 0.1, 3.0]]))
+        counter = SeenCounter(view)
+        rendering = view.render(counter if is_counted else None)
+        (rendering.color.square().mean() + counter.term).backward()
+        ones = torch.ones(len(view.visible_ids), 1, requires_grad=True)
+        (total_px,) = torch.autograd.grad(view.projection.blend(ones).sum(), ones)
+        return view.gaussians.leaf.grad, counter.seen()[view.projection.visible] == (total_px[:, 0] > MIN_SEEN_PX)
+
+    counted, same = gradient(True)
+    plain, _ = gradient(False)
+    assert same.all()
+    torch.testing.assert_close(counted, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from types import ModuleType
 
 import torch
@@ -13,11 +14,19 @@ from torch import Tensor
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering
 from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
+from panoptic_mapper.transfers import to_device
 
 TILE = 16  # pixels
 # More channels are splatted in parts, as gsplat's own `rasterization` does: the shared memory of its backward kernel
 # follows them. Within a part, `rasterize_to_pixels` pads to a number that it has a kernel for.
 MAX_CHANNELS = 32
+
+
+@lru_cache(maxsize=16)
+def _intrinsics(camera: PinholeCamera, device: torch.device) -> Tensor:
+    """The camera matrix [3, 3] float32 with gsplat's pixel centres, which are at + 0.5."""
+    matrix = [[camera.fx, 0.0, camera.cx + 0.5], [0.0, camera.fy, camera.cy + 0.5], [0.0, 0.0, 1.0]]
+    return to_device(torch.tensor(matrix), device)
 
 
 @dataclass
@@ -94,8 +103,6 @@ class GsplatRasterizer:
         camera: PinholeCamera,
     ) -> GsplatView:
         check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
-        # gsplat's pixel centres are at + 0.5.
-        intrinsics = [[camera.fx, 0.0, camera.cx + 0.5], [0.0, camera.fy, camera.cy + 0.5], [0.0, 0.0, 1.0]]
         if means.shape[0] == 0:  # gsplat divides by the number of Gaussians
             rows = torch.zeros(0, dtype=torch.int64, device=means.device)
             return GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
@@ -105,7 +112,7 @@ class GsplatRasterizer:
             quats,
             scales,
             T_camera_map.detach()[None],
-            means.new_tensor(intrinsics)[None],
+            _intrinsics(camera, means.device)[None],
             camera.width,
             camera.height,
             eps2d=BLUR_PX2,
