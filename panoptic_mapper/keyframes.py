@@ -72,7 +72,7 @@ class Keyframe:
         """Gives a keyframe that has none its labels [H, W], which came later than the frame."""
         for name, value in _label_fields(segmentation, self.depth.device).items():
             setattr(self, name, value)
-        self.__dict__.pop("has_labels", None)
+        self.has_labels = bool((segmentation.semantic > 0).any())
 
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""
