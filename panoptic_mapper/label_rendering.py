@@ -16,6 +16,7 @@ from panoptic_mapper.attention import panoptic_distribution, query_scores
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.instances import gathered_geometry
+from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView
@@ -111,6 +112,12 @@ def blend_labels(view: ProjectedView, visible: Classification, head: PanopticHea
     blended = view.blend(torch.cat([distribution, class_probs[:, head.is_thing]], dim=1))
     split = distribution.shape[1]
     return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.columns)
+
+
+def blend_logs(view: ProjectedView, labels: LabelRendering) -> Tensor:
+    """Splats the logarithms of what `blend_labels` splats: images [H, W, S + 1 + Q + T] of at most 0."""
+    things = labels.class_probs[:, labels.columns.thing_classes]
+    return view.blend(floored_log(torch.cat([labels.distribution, things], dim=1)))
 
 
 def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, head: PanopticHead) -> LabelRendering:

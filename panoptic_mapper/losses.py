@@ -10,7 +10,7 @@ from torch import Tensor
 
 from panoptic_mapper.config import Config, param
 
-PROBABILITY_FLOOR = 1e-3  # keeps the log of a blended probability, and its gradient, bounded
+PROBABILITY_FLOOR = 1e-3  # keeps the log of a probability, and its gradient, bounded
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class LossWeights(Config):
     normal: float = param(0.3, "surfels only: their normals against those of the rendered depth", ge=0)
     distortion: float = param(1.0, "surfels only: spread of their depths along a ray, m^2", ge=0)
     max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)
-    semantic: float = param(0.5, "cross entropy of the blended semantic labels", ge=0)
-    panoptic: float = param(0.5, "cross entropy of the blended panoptic distribution", ge=0)
+    semantic: float = param(0.5, "cross entropy of the semantic labels", ge=0)
+    panoptic: float = param(0.5, "cross entropy of the panoptic distribution", ge=0)
     dice: float = param(0.3, "dice of the matched masks", ge=0)
     warp: float = param(0.5, "cross entropy of the blended labels with those of neighbouring keyframes", ge=0)
     repulsion: float = param(0.01, "overlap of queries' embeddings of neighbouring objects", ge=0)
@@ -61,17 +61,21 @@ def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum().clamp_min(1)
 
 
-def cross_entropy(probabilities: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """-log of the blended probability of the target.
+def cross_entropy(log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Minus the log probability of the target.
 
     Args:
-        probabilities: [H, W, C], not necessarily summing to 1 (alpha < 1).
+        log_probabilities: [H, W, C].
         targets: [H, W] int64 column, -1 = not counted.
         weights: [H, W] confidence of the targets.
     """
-    counted = targets >= 0
-    p = probabilities.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    return masked_mean(-(p.clamp_min(0) + PROBABILITY_FLOOR).log(), weights * counted)
+    logs = log_probabilities.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
+    return masked_mean(-logs, weights * (targets >= 0))
+
+
+def floored_log(probabilities: Tensor) -> Tensor:
+    """Logarithms that, with their gradients, are bounded."""
+    return (probabilities.clamp_min(0) + PROBABILITY_FLOOR).log()
 
 
 def dice_loss(masks: Tensor, targets: Tensor, counted: Tensor) -> Tensor:

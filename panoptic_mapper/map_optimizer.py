@@ -147,12 +147,13 @@ class MapOptimizer:
         columns = labels.columns
         semantic_targets = columns.semantic_of_classes()[self._class_targets(keyframe)]
         targets, weights = self._panoptic_targets(keyframe, view), self._target_weights(keyframe)
+        log_semantic, log_panoptic = view.log_labels(labels)
         terms = {
-            "semantic": cross_entropy(labels.semantic, semantic_targets, weights),
-            "panoptic": cross_entropy(labels.panoptic, targets, weights),
+            "semantic": cross_entropy(log_semantic, semantic_targets, weights),
+            "panoptic": cross_entropy(log_panoptic, targets, weights),
         }
         if len(view.queries):
-            terms["dice"] = dice_loss(labels.masks, columns.queries_of(targets), keyframe.semantic > 0)
+            terms["dice"] = dice_loss(labels.masks, columns.queries_of(targets), _told(keyframe))
             terms["repulsion"] = query_repulsion(
                 self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
             )
@@ -219,3 +220,9 @@ class MapOptimizer:
         if keyframe.disputed is not None:
             in_mask = torch.where(keyframe.disputed, -1, in_mask)
         return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes()[keyframe.semantic.long()])
+
+
+def _told(keyframe: Keyframe) -> Tensor:
+    """Pixels [H, W] bool of whose objects the keyframe's labels tell something."""
+    is_labelled = keyframe.semantic > 0
+    return is_labelled if keyframe.disputed is None else is_labelled & ~keyframe.disputed

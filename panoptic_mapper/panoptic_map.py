@@ -18,8 +18,10 @@ from panoptic_mapper.label_rendering import (
     LabelRendering,
     blend_features,
     blend_labels,
+    blend_logs,
     classify,
 )
+from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
@@ -79,6 +81,19 @@ class MapView:
         else:
             classified = classify(visible, self.queries, self.head)
         return blend_labels(self.projection, classified, self.head)
+
+    def log_labels(self, labels: LabelRendering) -> tuple[Tensor, Tensor]:
+        """Logarithms of the semantic [H, W, S + T] and the panoptic labels [H, W, S + 1 + Q] that losses are made of.
+
+        With label blending these are blended too, so that each Gaussian is told the label of its pixels, not only the
+        pixel: in the logarithm of the blended probability a Gaussian that is sure of a wrong class has next to no
+        gradient where others of the same pixel explain it.
+        """
+        if self.labels.blending == "feature":
+            return floored_log(labels.semantic), floored_log(labels.panoptic)
+        logs = blend_logs(self.projection, labels)
+        panoptic, things = logs.split([labels.panoptic.shape[-1], logs.shape[-1] - labels.panoptic.shape[-1]], dim=-1)
+        return torch.cat([panoptic[..., : labels.columns.num_stuff], things], dim=-1), panoptic
 
 
 class SeenCounter:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from panoptic_mapper.attention import PRIOR_FLOOR, UNASSIGNED_SCORE
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
-from panoptic_mapper.label_rendering import LabelFeatures, LabelRendering, blend_features, blend_labels, classify
+from panoptic_mapper.label_rendering import (
+    LabelFeatures,
+    LabelRendering,
+    blend_features,
+    blend_labels,
+    blend_logs,
+    classify,
+)
+from panoptic_mapper.losses import floored_log
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.panoptic_head import UNLABELED_LOGIT, PanopticHead
 from panoptic_mapper.panoptic_map import MapView
@@ -119,6 +127,22 @@ def test_feature_blending_keeps_the_gaussians_own_labels_without_gradient(head, 
     assert torch.equal(by_feature.distribution, by_label.distribution)
     assert torch.equal(by_feature.class_probs, by_label.class_probs)
     assert not by_feature.distribution.requires_grad
+
+
+def test_a_wrong_gaussian_is_told_though_others_explain_the_pixel(head, queries) -> None:
+    """A pixel of a chair with one Gaussian of a chair and one that is sure to be wall."""
+    rows = queries.table.gather(torch.arange(2))
+    features = features_of([CHAIR, WALL], [0, -1], [0.1, 0.1], head, rows)
+    view = WeightedView(torch.tensor([[[0.5, 0.3]]]))
+    labels = blend_labels(view, classify(features, rows, head), head)  # type: ignore[arg-type]
+    logs = blend_logs(view, labels)  # type: ignore[arg-type]
+    expected = 0.5 * floored_log(labels.distribution[0]) + 0.3 * floored_log(labels.distribution[1])
+    torch.testing.assert_close(logs[0, 0, : len(expected)], expected)
+    of_blended, blended = (
+        torch.autograd.grad(value, features.semantics, retain_graph=True)[0][1].norm()
+        for value in (floored_log(labels.panoptic[0, 0, FIRST_QUERY]), logs[0, 0, FIRST_QUERY])
+    )
+    assert blended > 10 * of_blended
 
 
 def two_sided_mapper(*settings: str) -> PanopticMapper:

@@ -75,7 +75,7 @@ def test_the_first_room_survives_the_walk_elsewhere(walk: Walk) -> None:
     before, after = walk.when_leaving, walk.when_returning
     assert before["pq"] > 75
     for name in ("pq", "miou", "mcov"):
-        assert after[name] > before[name] - 3, name
+        assert after[name] > before[name] - 5, name  # views of the way out blur a border or two
     assert after["psnr"] > before["psnr"]  # replay goes on refining it
 
 

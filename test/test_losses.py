@@ -13,6 +13,7 @@ from panoptic_mapper.losses import (
     color_loss,
     cross_entropy,
     dice_loss,
+    floored_log,
     masked_mean,
     query_repulsion,
     ssim,
@@ -94,7 +95,7 @@ def test_masked_mean_by_hand() -> None:
 def test_cross_entropy_by_hand() -> None:
     probabilities = torch.tensor([[[0.5, 0.25], [0.9, 0.1], [0.3, 0.2]]], requires_grad=True)  # [1, 3, 2]
     targets, weights = torch.tensor([[0, 1, -1]]), torch.tensor([[1.0, 0.5, 1.0]])
-    loss = cross_entropy(probabilities, targets, weights)
+    loss = cross_entropy(floored_log(probabilities), targets, weights)
     floor = PROBABILITY_FLOOR
     assert loss.item() == pytest.approx(-(math.log(0.5 + floor) + 0.5 * math.log(0.1 + floor)) / 1.5, rel=1e-5)
     loss.backward()
@@ -104,7 +105,7 @@ def test_cross_entropy_by_hand() -> None:
 
 def test_cross_entropy_of_nothing() -> None:
     probabilities = torch.full((2, 2, 3), 0.3, requires_grad=True)
-    loss = cross_entropy(probabilities, torch.full((2, 2), -1), torch.ones(2, 2))
+    loss = cross_entropy(floored_log(probabilities), torch.full((2, 2), -1), torch.ones(2, 2))
     assert loss == 0
     loss.backward()
     assert (probabilities.grad == 0).all()
@@ -112,7 +113,7 @@ def test_cross_entropy_of_nothing() -> None:
 
 def test_cross_entropy_of_an_empty_map_is_finite() -> None:
     probabilities = torch.zeros(1, 1, 2, requires_grad=True)
-    loss = cross_entropy(probabilities, torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
+    loss = cross_entropy(floored_log(probabilities), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
     loss.backward()
     assert loss.item() == pytest.approx(-math.log(PROBABILITY_FLOOR))
     assert torch.isfinite(probabilities.grad).all()
