@@ -111,3 +111,15 @@ def test_half_precision_logits_give_the_same() -> None:
     exact, half = labels(found, mask), labels(found.half(), mask.half())
     np.testing.assert_array_equal(exact.semantic, half.semantic)
     np.testing.assert_allclose(exact.confidence, half.confidence, rtol=2e-3)
+
+
+def test_numbers_that_are_none_label_nothing() -> None:
+    """Half precision can overflow."""
+    found, mask = classes((CHAIR, 0.9), (LAMP, 0.9)), masks((0, 4), (5, 9))
+    broken_class, broken_mask = found.clone(), mask.clone()
+    broken_class[0] = torch.nan
+    broken_mask[0, 0, :3] = torch.nan
+    assert labels(broken_class, mask).semantic[0].tolist() == [0] * 5 + [2] * 5
+    result = labels(found, broken_mask, min_visible_share=0)
+    assert result.semantic[0].tolist() == [0] * 3 + [1] * 2 + [2] * 5
+    assert np.isfinite(result.confidence).all()

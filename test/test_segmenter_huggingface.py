@@ -16,6 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 from tiny_panoptic_models import MAKERS, NUM_QUERIES, SIZE_PX, class_names, save_checkpoint  # noqa: E402
 
+from panoptic_mapper.build import BuildConfig, create_mapper  # noqa: E402
+from panoptic_mapper.config import load_config  # noqa: E402
+from panoptic_mapper.datasets import open_dataset  # noqa: E402
 from panoptic_mapper.frame import Frame, PinholeCamera  # noqa: E402
 from panoptic_mapper.label_spaces import load_label_space  # noqa: E402
 from panoptic_mapper.segmenters import (  # noqa: E402
@@ -55,7 +58,7 @@ def frame(color: np.ndarray) -> Frame:
 
 
 def segmenter(folder: Path | str, **settings):
-    settings = {"min_visible_share": 0.0} | settings  # random masks hide each other
+    settings = {"min_visible_share": 0.0, "device": "cpu"} | settings  # random masks hide each other
     return create_segmenter(
         SegmenterConfig(name="huggingface", huggingface=HuggingfaceConfig(model=str(folder), **settings))
     )
@@ -298,6 +301,23 @@ def test_bfloat16_gives_nearly_the_same(folders: dict[str, Path], family: str) -
     assert rough[1].dtype == torch.bfloat16
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gpu_gives_nearly_the_same_in_half_precision(folders: dict[str, Path], family: str) -> None:
+    color = picture()
+    exact = segmenter(folders[family])
+    for dtype, tolerance in (("float32", 0.01), ("float16", 0.1)):
+        made = segmenter(folders[family], device="cuda", dtype=dtype)
+        _, masks, _ = made.logits([color])
+        assert masks.device.type == "cuda"
+        expected = exact.logits([color])[1]
+        # Masked attention of random networks may turn over at a threshold: in most queries it does not.
+        close = (masks.float().cpu() - expected).abs().mean((2, 3)) < tolerance * expected.abs().mean((2, 3))
+        assert close.float().mean() > 0.5
+        check_segmentation(made.segment(frame(color)), frame(color), COCO)
+
+
 def test_the_task_of_oneformer_in_tokens(folders: dict[str, Path], tmp_path: Path) -> None:
     tokens = panoptic_task(folders["oneformer"])
     # Start, the, task, is, panoptic, end: numbers 0, 2, 3, 4, 5, 1 of the test's vocabulary; then zeros.
@@ -335,6 +355,22 @@ def test_what_is_missing_is_told(folders: dict[str, Path], monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ValueError, match=r"needs transformers .*pip install 'panoptic_mapper\[huggingface\]'"):
         segmenter(folders["eomt"])
+
+
+def test_one_line_of_config_maps_with_it(folders: dict[str, Path]) -> None:
+    """The synthetic room, once with COCO's classes and once translated."""
+    dataset = open_dataset("synthetic:width=64,height=48,num_frames=60")
+    for output_space, expected in (("", COCO), ("home", load_label_space("home"))):
+        words = [f"segmenter.huggingface.model={folders['eomt']}", "segmenter.huggingface.min_visible_share=0.0"]
+        words += ["segmenter.name=huggingface", f"segmenter.output_space='{output_space}'"]
+        config = load_config(BuildConfig, None, [*words, "mapper.optimizer.steps_per_keyframe=1"])
+        mapper = create_mapper(config.mapper, config.segmenter, dataset.label_space, "cpu")
+        assert mapper.label_space is expected
+        for index in (0, 8):
+            mapper.integrate(dataset[index])
+        snapshot = mapper.snapshot()
+        assert (snapshot.class_indices > 0).mean() > 0.1
+        assert snapshot.label_space is expected
 
 
 def test_checkpoints_are_small(folders: dict[str, Path]) -> None:
