@@ -112,15 +112,17 @@ class PanopticHead(nn.Module):
         """Adds the classes that a space has behind those of now.
 
         Each gets the code that is least like any other: features that were learned for other classes say next to
-        nothing for it. The parameter stays the same object, of another shape.
+        nothing for it. Where there is no class yet, nothing was learned, and all codes are spread as at the start. The
+        parameter stays the same object, of another shape.
         """
         generator = torch.Generator().manual_seed(self.num_classes)
-        codes = self.codes.detach().cpu()
+        codes, gain = self.codes.detach().cpu(), code_gain(len(label_space))
+        if self.num_classes == 1:
+            codes = gain * spread_codes(len(label_space), generator)
         while len(codes) < len(label_space):
             candidates = F.normalize(torch.randn(NUM_CANDIDATES, SEMANTIC_DIM, generator=generator), dim=1)
-            likeness = (candidates @ F.normalize(codes[UNLABELED + 1 :], dim=1).T).amax(1) if len(codes) > 1 else None
-            best = 0 if likeness is None else int(likeness.argmin())
-            codes = torch.cat([codes, CODE_GAIN * candidates[best : best + 1]])
+            likeness = (candidates @ F.normalize(codes[UNLABELED + 1 :], dim=1).T).amax(1)
+            codes = torch.cat([codes, gain * candidates[likeness.argmin()][None]])
         self.codes.data = codes.to(self.codes.device)
         self.is_thing = torch.from_numpy(label_space.is_thing).to(self.codes.device)
         self.columns = PanopticColumns.of(self.is_thing)

@@ -134,6 +134,21 @@ def test_codes_of_new_classes_are_unlike_all_others() -> None:
     assert head.columns.stuff_classes.tolist() == [0, WALL, FLOOR]
 
 
+def test_a_model_with_many_classes_may_come_late() -> None:
+    many = label_space_of_words([f"thing {i}" for i in range(132)], ["floor"])  # as many as COCO's
+    head = PanopticHead(LabelSpace.from_classes(()), torch.Generator().manual_seed(0), torch.device("cpu"))
+    head.grow(many)
+    at_once = PanopticHead(many, torch.Generator().manual_seed(0), torch.device("cpu"))
+    classes = torch.arange(1, len(many))
+    for confidence in (0.6, 1.0):
+        own = [
+            h.class_probabilities(h.semantic_features(classes, torch.full((133,), confidence)))[classes - 1, classes]
+            for h in (head, at_once)
+        ]
+        assert own[0].min() > 0.8 * own[1].min()
+    assert (head.class_probabilities(head.semantic_features(classes, torch.ones(133))).argmax(1) == classes).all()
+
+
 def test_the_vocabulary_is_changed_at_run_time() -> None:
     mapper = make_mapper("optimizer.steps_per_keyframe=0", segmenter=Words(["chair"], ["floor"]))
     mapper.integrate(wall_frame(stamp_ns=1))
