@@ -16,7 +16,7 @@ from panoptic_mapper.evaluation import split_indices
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.mapper import UP_AXES, MapperConfig, PanopticMapper
 from panoptic_mapper.offline import optimize_globally
-from panoptic_mapper.segmenters import SegmenterConfig, create_segmenter
+from panoptic_mapper.segmenters import FAST, SegmenterConfig, create_background_segmenter, create_segmenter
 
 Progress = Callable[[int, int, str], None]  # frames or global steps done, number of these in all, a few words
 
@@ -76,19 +76,27 @@ def _global_progress(mapper: PanopticMapper, progress: Progress | None) -> Calla
 
 
 def create_mapper(
-    config: MapperConfig, segmenter: SegmenterConfig, label_space: LabelSpace | None, device: str
+    config: MapperConfig,
+    segmenter: SegmenterConfig,
+    label_space: LabelSpace | None,
+    device: str,
+    is_live: bool = False,
 ) -> PanopticMapper:
     """A mapper with its segmenter, which is told the map's up direction where the configuration gives one.
 
     Args:
         label_space: classes of the labels that come with the frames, where there are such.
         device: "auto", "cpu" or "cuda".
+        is_live: frames do not wait, so a model runs in a process of its own unless the configuration says otherwise.
 
     Raises:
         ValueError: the segmenter lacks its label space, run times or weights, or there is no such device.
     """
     up = None if config.up_axis == "auto" else np.array(UP_AXES[config.up_axis], dtype=np.float64)  # [3]
-    return PanopticMapper(config, create_segmenter(segmenter, label_space, up), resolved_device(device))
+    in_background = segmenter.run == "process" or (segmenter.run == "auto" and is_live and segmenter.name not in FAST)
+    create = create_background_segmenter if in_background else create_segmenter
+    device = resolved_device(device)  # before a process is started
+    return PanopticMapper(config, create(segmenter, label_space, up), device)
 
 
 def resolved_device(name: str) -> str:

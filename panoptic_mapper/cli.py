@@ -7,8 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,6 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import panoptic_mapper
+from panoptic_mapper.cli_models import labels_app, models_app
+
+if TYPE_CHECKING:
+    from panoptic_mapper.label_space import LabelSpace
 
 app = typer.Typer(
     help="Panoptic 3D Gaussian mapping of posed RGB-D.",
@@ -24,6 +29,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models_app, name="models")
+app.add_typer(labels_app, name="labels")
 console = Console(stderr=True)  # for people; stdout is for what a command gives
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
@@ -60,7 +67,9 @@ def build(
     settings: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. mapper.density.stride_px=3")] = None,
     mode: Annotated[str, typer.Option(help="online, or offline: optimise the whole map after the last frame.")] = "",
     iterations: Annotated[int | None, typer.Option(help="Steps of the whole map's optimisation (offline).")] = None,
-    segmenter: Annotated[str, typer.Option(help="2D labels: dataset, tiny, geometric or none.")] = "",
+    segmenter: Annotated[
+        str, typer.Option(help="2D labels: dataset, huggingface, onnx, tiny, geometric or none.")
+    ] = "",
     noise: Annotated[str, typer.Option(help="Noise put on the sequence's labels: clean, moderate or hard.")] = "",
     seed: Annotated[int | None, typer.Option(help="Seed of the mapper and of the label noise.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "",
@@ -222,9 +231,11 @@ def query(
     radius: Annotated[float | None, typer.Option(help="Only objects within this distance of --near, m.")] = None,
     k: Annotated[int, typer.Option("-k", help="Only the k nearest to --near; 0 = all.")] = 0,
     min_score: Annotated[float, typer.Option(help="Least score, 0..1.")] = 0.0,
+    text: Annotated[str | None, typer.Option(help="Words that name a class, or, with an encoder, mean one.")] = None,
+    text_encoder: Annotated[str, typer.Option(help="Model that compares meanings: hub id or folder.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Find objects of a saved map by class, id, place and score."""
+    """Find objects of a saved map by class, text, id, place and score."""
     import numpy as np
 
     from panoptic_mapper.query import ObjectQuery, SphereRegion, select_objects
@@ -242,11 +253,20 @@ def query(
         nearest_to=point,
     )
     mapper = load_mapper(map)
+    if text is not None:
+        asked = replace(asked, class_indices=_classes_of_text(text, text_encoder, mapper.label_space))
     found = select_objects(mapper.objects(), asked, mapper.label_space)
     if as_json:
         print(json.dumps([object_as_dict(o, mapper.label_space) for o in found]))
     else:
         console.print(objects_table(found))
+
+
+def _classes_of_text(text: str, encoder: str, label_space: LabelSpace) -> list[int]:
+    from panoptic_mapper.text_query import TextQueryConfig, create_text_encoder, match_text
+
+    config = TextQueryConfig(encoder=encoder)
+    return [m.class_index for m in match_text(text, label_space, create_text_encoder(config), config)]
 
 
 @app.command()

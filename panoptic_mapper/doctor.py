@@ -34,7 +34,7 @@ LIBRARIES = {
     "matplotlib": "matplotlib",
 }
 _INSTALL = "make install"
-_FETCH_MODELS = f"{sys.executable} -c 'from panoptic_mapper.model_store import *; list(map(find_model, MODELS))'"
+_FETCH_MODELS = "panoptic-mapper models get tiny"
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def _probes() -> list[tuple[str, bool, Callable[[], str], str]]:
         ("Fast DDS profile", False, _fast_dds_profile, ""),
         ("litert", False, lambda: _version("ai_edge_litert", "ai-edge-litert"), "pip install ai-edge-litert"),
         ("ncnn", False, lambda: _version("ncnn"), "pip install ncnn"),
+        ("transformers", False, lambda: _version("transformers"), "pip install 'transformers>=5.17'"),
+        ("onnxruntime", False, _onnxruntime, "pip install onnxruntime"),
         ("models", False, _models, _FETCH_MODELS),
     ]
 
@@ -284,15 +286,18 @@ def _fast_dds_profile() -> str:
     return value
 
 
+def _onnxruntime() -> str:
+    onnxruntime = _load("onnxruntime")
+    providers = (name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+    return f"{onnxruntime.__version__} ({', '.join(providers)})"
+
+
 def _models() -> str:
     store = _load("panoptic_mapper.model_store")
     folder = Path(os.environ.get(store.MODELS_VARIABLE) or store.cache_folder())
-    missing = []
-    for name, model in store.MODELS.items():
-        if not any((folder / file_name).is_file() for file_name in model.accepted):
-            missing.append(name)
-            continue
-        store.find_model(name, folder)  # checks the content; never downloads where a folder is given
+    missing = [name for name in store.MODELS if not store.is_here(name)]
+    for name in set(store.MODELS) - set(missing):
+        store.local_model(name)  # checks the content
     if missing:
         raise Missing(f"{folder} lacks {', '.join(missing)}; only the segmenter 'tiny' needs them")
     return str(folder)

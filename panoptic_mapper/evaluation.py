@@ -10,7 +10,8 @@ import numpy as np
 from panoptic_mapper.floaters import MIN_FRAMES, MIN_GAP_M, MIN_GAP_SHARE, FloaterCounter, Floaters
 from panoptic_mapper.frame import Frame, PinholeCamera
 from panoptic_mapper.image_metrics import ImageMetrics
-from panoptic_mapper.label_space import UNLABELED, LabelSpace
+from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import class_table
 from panoptic_mapper.metrics import MIN_PIXELS, PanopticMetrics
 from panoptic_mapper.point_metrics import LabeledPoints, SurfaceSampler, point_quality
 from panoptic_mapper.snapshot import MapSnapshot, PanopticView
@@ -51,7 +52,7 @@ def evaluate(
 
     Args:
         frames: at the resolution that is to be evaluated; their `labels` are the ground truth, where they have any.
-        truth_space: classes of the frames' labels, where they differ from the map's; classes meet by name.
+        truth_space: classes of the frames' labels, if they differ from the map's; classes meet as `class_table` says.
         min_pixels: smaller true segments are void.
         true_points: labelled points of the true surface, e.g. a mesh's vertices; None = from the frames' depth.
 
@@ -147,12 +148,6 @@ def is_obstructed(depth: np.ndarray) -> bool:
     """Whether a depth image [H, W] (m) shows next to nothing but what is right before the lens."""
     measured = depth > 0
     return bool(measured.any() and (depth >= MIN_DISTANCE_M).mean() < MIN_CLEAR_SHARE)
-
-
-def class_table(source: LabelSpace, target: LabelSpace) -> np.ndarray:
-    """Index in `target` of each class of `source` by name, int32 [C]; UNLABELED where `target` lacks the name."""
-    index_of = {name.lower(): index for index, name in enumerate(target.names)}
-    return np.array([index_of.get(name.lower(), UNLABELED) for name in source.names], dtype=np.int32)
 
 
 def split_indices(num_frames: int, test_every: int = 8) -> tuple[list[int], list[int]]:

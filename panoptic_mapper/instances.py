@@ -181,6 +181,10 @@ class InstanceQueries:
         """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
         return whitening_matrices(self.table["quats"][rows], self.table["log_scales"][rows])
 
+    def grow(self, num_classes: int) -> None:
+        """Makes room for evidence of classes that are new; there is none yet."""
+        self.evidence = torch.nn.functional.pad(self.evidence, (0, num_classes - self.evidence.shape[1]))
+
     def is_full(self) -> bool:
         """Whether no query may be opened now; the first time it is, the log says so."""
         if not 0 < self.config.max_queries <= len(self):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,12 @@ class Keyframe:
         images = (self.color, self.depth, self.semantic, self.mask_index, self.confidence, self.disputed)
         return sum(image.nbytes for image in images if image is not None)
 
+    def set_labels(self, segmentation: Segmentation) -> None:
+        """Gives a keyframe that has none its labels [H, W], which came later than the frame."""
+        for name, value in _label_fields(segmentation, self.depth.device).items():
+            setattr(self, name, value)
+        self.has_labels = bool((segmentation.semantic > 0).any())
+
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""
         return to_device(inverse_pose(self.T_map_camera).astype(np.float32), self.depth.device)
@@ -101,10 +108,6 @@ class KeyframeStore:
         if segmentation is None:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
-        mask_index, classes, scores, px = _numbered_masks(segmentation)
-        confidence = segmentation.confidence
-        if confidence is None:
-            confidence = np.ones(mask_index.shape, np.float32)
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
@@ -112,18 +115,16 @@ class KeyframeStore:
             T_map_camera=frame.T_map_camera,
             color=to_device(frame.color, device),
             depth=to_device(frame.depth, device),
-            semantic=to_device(segmentation.semantic.astype(np.int32, copy=False), device),
-            mask_index=to_device(mask_index, device),
-            confidence=to_device(confidence, device),
-            mask_classes=classes,
-            mask_scores=scores,
-            mask_px=px,
-            mask_ids=[0] * len(classes),
+            **_label_fields(segmentation, device),
         )
         keyframe.has_labels = bool((segmentation.semantic > 0).any())
         self.all.append(keyframe)
         self.covisibility.add(frame.depth, frame.camera, frame.T_map_camera)
         return keyframe
+
+    def unlabelled(self, stamp_ns: int) -> Keyframe | None:
+        """The latest keyframe of a time that has no labels, or None."""
+        return next((k for k in reversed(self.all) if k.stamp_ns == stamp_ns and not k.has_labels), None)
 
     def restore(self, keyframes: list[Keyframe], seen_by: list[dict[int, float]]) -> None:
         """Fills an empty store with saved keyframes and, for each, those that see a share of it."""
@@ -195,6 +196,23 @@ class KeyframeStore:
         """Replaces public ids of masks after merges (`resolve`: gone id -> living id or 0)."""
         for keyframe in self.all:
             keyframe.mask_ids = [resolve.get(id, id) for id in keyframe.mask_ids]
+
+
+def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str, Any]:
+    """The fields of a keyframe that hold 2D labels."""
+    mask_index, classes, scores, px = _numbered_masks(segmentation)
+    confidence = segmentation.confidence
+    if confidence is None:
+        confidence = np.ones(mask_index.shape, np.float32)
+    return {
+        "semantic": to_device(segmentation.semantic.astype(np.int32, copy=False), device),
+        "mask_index": to_device(mask_index, device),
+        "confidence": to_device(confidence, device),
+        "mask_classes": classes,
+        "mask_scores": scores,
+        "mask_px": px,
+        "mask_ids": [0] * len(classes),
+    }
 
 
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:

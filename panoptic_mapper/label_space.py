@@ -1,4 +1,4 @@
-"""The set of semantic classes: names, stuff or thing, colours, and the translation of public ids to indices.
+"""The set of semantic classes: names, synonyms, stuff or thing, colours, and the translation of ids to indices.
 
 Inside the library a class is its *index*: 0 is always "unlabeled" (nothing is known, never a training target),
 1..C-1 are the classes. Files, topics and services carry the *id* that the label source gave the class.
@@ -10,8 +10,9 @@ import colorsys
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ MAX_CLASS_ID = 65535  # ids travel in 16 bits
 
 @dataclass(frozen=True)
 class SemanticClass:
-    """One class. `id` is the label source's number (1..65535), `is_thing` says whether it has countable instances."""
+    """One class. `id` is the label source's number (1..65535), `is_thing` says whether it has countable instances.
+
+    Synonyms and colour say nothing about what the class is: classes are equal without them.
+    """
 
     id: int
     name: str
     is_thing: bool
+    synonyms: tuple[str, ...] = field(default=(), compare=False)  # further names under which it is found
+    color: tuple[int, int, int] | None = field(default=None, compare=False)  # RGB 0..255; None = by its index
 
 
 @dataclass(frozen=True)
@@ -35,9 +41,13 @@ class LabelSpace:
     """An ordered set of classes; `classes[0]` is always "unlabeled"."""
 
     classes: tuple[SemanticClass, ...]
+    name: str = field(default="", compare=False)  # by which other spaces speak of it; empty = none
+    # By the name of another space: which of its classes are which of these, where names and synonyms do not say so.
+    maps_from: Mapping[str, Mapping[str, str]] = field(default_factory=dict, compare=False, repr=False)
+    is_open: bool = field(default=False, compare=False)  # a list of words that may change; ids are then ours to give
 
     @staticmethod
-    def from_classes(classes: Iterable[SemanticClass]) -> LabelSpace:
+    def from_classes(classes: Iterable[SemanticClass], is_open: bool = False) -> LabelSpace:
         """Builds a space from the classes without "unlabeled", which is put in front.
 
         Raises:
@@ -51,18 +61,18 @@ class LabelSpace:
         for c in classes:
             if not 1 <= c.id <= MAX_CLASS_ID:
                 raise ValueError(f"label space: class '{c.name}' has id {c.id}, expected 1..{MAX_CLASS_ID}")
-        return LabelSpace((SemanticClass(UNLABELED, "unlabeled", False), *classes))
+        return LabelSpace((SemanticClass(UNLABELED, "unlabeled", False), *classes), is_open=is_open)
 
     @staticmethod
     def from_json(file: Path) -> LabelSpace:
-        """Reads `classes` (id, name, isthing) of a `labels.json`.
+        """Reads `classes` (id, name, isthing, and synonyms and color where it has them) of a `labels.json`.
 
         Raises:
             ValueError: naming the file, which cannot be read, lacks a field, or contradicts itself.
         """
         try:
             entries = json.loads(Path(file).read_text())["classes"]
-            classes = [SemanticClass(int(e["id"]), e["name"], bool(e["isthing"])) for e in entries]
+            classes = [_class_from_dict(e | {"id": int(e["id"])}) for e in entries]
         except (OSError, KeyError, TypeError, ValueError) as error:  # ValueError: not JSON, not text, not a number
             raise ValueError(f"{file}: not a readable list of classes ({error!r})") from error
         try:
@@ -87,18 +97,27 @@ class LabelSpace:
 
     @cached_property
     def colors(self) -> np.ndarray:  # [C, 3] uint8 RGB; "unlabeled" is black
-        return np.array([(0, 0, 0)] + [distinct_color(i) for i in range(len(self) - 1)], dtype=np.uint8)
+        own = [c.color or distinct_color(i) for i, c in enumerate(self.classes[1:])]
+        return np.array([(0, 0, 0), *own], dtype=np.uint8)
+
+    @cached_property
+    def index_of_word(self) -> dict[str, int]:
+        """The index of each name and synonym in lower case; a name comes before another class's synonym."""
+        words: dict[str, int] = {}
+        for index, c in enumerate(self.classes):
+            for synonym in c.synonyms:
+                words.setdefault(synonym.lower(), index)
+        return words | {c.name.lower(): index for index, c in enumerate(self.classes)}
 
     def index_of(self, name: str) -> int:
-        """The index of a class by name, case-insensitively.
+        """The index of a class by name or synonym, case-insensitively.
 
         Raises:
             ValueError: no class has that name; the known names are listed.
         """
-        lowered = [n.lower() for n in self.names]
-        if name.lower() not in lowered:
+        if name.lower() not in self.index_of_word:
             raise ValueError(f"unknown class '{name}'; known: {', '.join(self.names[1:])}")
-        return lowered.index(name.lower())
+        return self.index_of_word[name.lower()]
 
     def indices_from_ids(self, ids: np.ndarray) -> np.ndarray:
         """Translates an array of public ids to indices (int32, same shape); ids of no class become UNLABELED."""
@@ -107,13 +126,56 @@ class LabelSpace:
         ids = np.asarray(ids)
         return np.where((ids >= 0) & (ids <= MAX_CLASS_ID), table[np.clip(ids, 0, MAX_CLASS_ID)], UNLABELED)
 
+    def extended(self, other: LabelSpace) -> LabelSpace:
+        """This space and behind it the classes of `other` that it does not know by any of their words; indices stay.
+
+        A new class keeps its id where that is free, else it gets the first free one.
+
+        Raises:
+            ValueError: a class is a thing in one space and stuff in the other.
+        """
+        ids, added = set(self.ids.tolist()), []
+        for c, index in zip(other.classes, self.indices_of(other), strict=True):
+            if index == UNLABELED and c.id != UNLABELED:
+                added.append(c if c.id not in ids else replace(c, id=next(id for id in count(1) if id not in ids)))
+                ids.add(added[-1].id)
+            elif self.classes[index].is_thing != c.is_thing:
+                is_now = "a thing" if self.classes[index].is_thing else "stuff"
+                raise ValueError(f"label space: class '{c.name}' is {is_now} already, and cannot be both")
+        return replace(self, classes=(*self.classes, *added), is_open=self.is_open or other.is_open) if added else self
+
+    def indices_of(self, other: LabelSpace) -> np.ndarray:
+        """The index [C_other] int32 here of each class of `other`, by name or synonym; UNLABELED where none is."""
+        words, result = self.index_of_word, np.zeros(len(other), np.int32)
+        for row, c in enumerate(other.classes):
+            known = [words[word.lower()] for word in (c.name, *c.synonyms) if word.lower() in words]
+            result[row] = known[0] if known else UNLABELED
+        return result
+
     def to_dict(self) -> list[dict[str, Any]]:
         """The classes without "unlabeled", as JSON can hold them; `from_dict` reads it."""
-        return [{"id": c.id, "name": c.name, "isthing": c.is_thing} for c in self.classes[1:]]
+        return [_class_as_dict(c) for c in self.classes[1:]]
 
     @staticmethod
     def from_dict(entries: Iterable[Mapping[str, Any]]) -> LabelSpace:
-        return LabelSpace.from_classes(SemanticClass(e["id"], e["name"], e["isthing"]) for e in entries)
+        return LabelSpace.from_classes(_class_from_dict(e) for e in entries)
+
+
+def _class_as_dict(c: SemanticClass) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": c.id, "name": c.name, "isthing": c.is_thing}
+    if c.synonyms:
+        entry["synonyms"] = list(c.synonyms)
+    if c.color is not None:
+        entry["color"] = list(c.color)
+    return entry
+
+
+def _class_from_dict(entry: Mapping[str, Any]) -> SemanticClass:
+    color = None
+    if entry.get("color") is not None:
+        r, g, b = map(int, entry["color"])
+        color = (r, g, b)
+    return SemanticClass(entry["id"], entry["name"], bool(entry["isthing"]), tuple(entry.get("synonyms", ())), color)
 
 
 def distinct_color(k: int) -> tuple[int, int, int]:

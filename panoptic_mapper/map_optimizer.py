@@ -118,6 +118,13 @@ class MapOptimizer:
         every = self.config.label_every
         return (self.num_steps + self.num_steps // (3 * every)) % every == 0
 
+    def follow_head(self) -> None:
+        """Gives classes that were added to the head moments of their own, which are 0."""
+        state, num_classes = self._head_adam.state[self.map.head.codes], self.map.head.num_classes
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in state:
+                state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, num_classes - len(state[name])))
+
     def _geometry_terms(
         self, keyframe: Keyframe, view: MapView, rendering: Rendering, surface: SurfaceRendering | None
     ) -> dict[str, Tensor]:

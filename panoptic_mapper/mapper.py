@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
 from panoptic_mapper.keyframes import Keyframe, KeyframeConfig, KeyframeStore
 from panoptic_mapper.label_rendering import LabelConfig
+from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import MapOptimizer, OptimizerConfig
 from panoptic_mapper.object_discovery import (
@@ -45,10 +46,11 @@ from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
 from panoptic_mapper.rasterizers.base import Rendering
-from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
+from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 from panoptic_mapper.timing import StageClock, StepBudget
 from panoptic_mapper.transfers import to_device
+from panoptic_mapper.vocabulary import OpenVocabulary, label_space_of_words
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +155,62 @@ class PanopticMapper:
         num_masks, num_matched = len(keyframe.mask_ids) - 1, sum(id > 0 for id in keyframe.mask_ids)
         return IntegrationReport(True, num_new, num_removed, num_masks, num_matched, tuple(new_ids), stage_ms)
 
+    def extend_label_space(self, label_space: LabelSpace) -> None:
+        """Adds the classes of a space that the map does not know by name; they start without evidence.
+
+        Raises:
+            ValueError: a class is a thing in one and stuff in the other. The map is as before.
+        """
+        extended = self.label_space.extended(label_space)
+        if extended is self.label_space:
+            return
+        logger.info("new classes: %s", ", ".join(extended.names[len(self.label_space) :]))
+        self.map.head.grow(extended)
+        self.map.queries.grow(len(extended))
+        self.optimizer.follow_head()
+        self.label_space = extended
+
+    def set_vocabulary(self, things: Sequence[str], stuff: Sequence[str]) -> None:
+        """Makes the segmenter look for other words (see `vocabulary.label_space_of_words`); new ones become classes.
+
+        Raises:
+            ValueError: the segmenter has fixed classes, a word is wrong, or it changes between thing and stuff.
+        """
+        if not (isinstance(self.segmenter, OpenVocabulary) and self.segmenter.label_space.is_open):
+            raise ValueError("vocabulary: the segmenter knows a fixed set of classes; use one that takes words")
+        self.extend_label_space(label_space_of_words(things, stuff))
+        self.segmenter.set_vocabulary(things, stuff)
+
+    def label(self, stamp_ns: int, segmentation: Segmentation, label_space: LabelSpace | None = None) -> bool:
+        """Labels the keyframe of a time that has no labels yet: those of a 2D model that is slower than the camera.
+
+        Its masks meet the map as it is now, as they do when a keyframe is replayed, from the keyframe's own pose.
+
+        Args:
+            segmentation: of the whole image, at any resolution.
+            label_space: what its class indices mean, the map's own where None; classes that are new are added.
+
+        Returns:
+            Whether there is such a keyframe.
+
+        Raises:
+            ValueError: the labels do not fit the label space. The map is as before.
+        """
+        label_space = label_space or self.label_space
+        check_ids(segmentation, label_space)
+        segmentation = self._in_own_classes(segmentation, label_space)
+        keyframe = self.keyframes.unlabelled(stamp_ns)
+        if keyframe is None:
+            return False
+        with self._clock.stage("label", {}):
+            keyframe.set_labels(self._usable_labels(segmentation, keyframe.depth.cpu().numpy()))
+            _, new_ids = self._associate(keyframe)
+            surface = filled_depth(keyframe.depth, self.config.density)
+            label_from(keyframe, new_ids, surface, self.map, self.config.density)
+            refit_queries(self.map)
+            maintain_queries(self.map, self.keyframes)
+        return True
+
     def refine(self, num_steps: int) -> None:
         """Optimises the map over its keyframes; does nothing while there are none."""
         for step in range(num_steps if len(self.keyframes) else 0):
@@ -256,12 +314,25 @@ class PanopticMapper:
         return float(new.float().mean()) > self.config.keyframes.unexplained_share
 
     def _segment(self, frame: Frame) -> Segmentation | None:
-        """The 2D labels at mapping size: none for what is right before the lens, and no instances of stuff."""
+        """The 2D labels at mapping size, where there are some and they come at once."""
         segmentation = self.segmenter.segment(frame)
         if segmentation is None:
             return None
-        check_segmentation(segmentation, frame, self.label_space)
-        depth = self.at_mapping_size(frame).depth
+        label_space = self.segmenter.label_space
+        check_segmentation(segmentation, frame, label_space)
+        segmentation = self._in_own_classes(segmentation, label_space)
+        return self._usable_labels(segmentation, self.at_mapping_size(frame).depth)
+
+    def _in_own_classes(self, segmentation: Segmentation, label_space: LabelSpace) -> Segmentation:
+        """Checked labels with the map's class indices in place of those of another space."""
+        if label_space == self.label_space:
+            return segmentation
+        self.extend_label_space(label_space)
+        semantic = self.label_space.indices_of(label_space)[segmentation.semantic]
+        return Segmentation(semantic, segmentation.instance, segmentation.confidence)
+
+    def _usable_labels(self, segmentation: Segmentation, depth: np.ndarray) -> Segmentation:
+        """Labels at the size of `depth` [H, W]: none for what is right before the lens, and no instances of stuff."""
         segmentation = segmentation.resized(*depth.shape[::-1])
         clear = unobstructed(torch.from_numpy(depth), self.config.density).numpy()
         semantic = segmentation.semantic * clear

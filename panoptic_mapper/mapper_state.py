@@ -6,6 +6,7 @@ because replaying them is what keeps old parts of the map from being forgotten.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.gaussian_map import BOOK, HARMONICS, WIDTHS
+from panoptic_mapper.gaussian_map import BOOK, HARMONICS, INSTANCE_DIM, SEMANTIC_DIM, WIDTHS
 from panoptic_mapper.instances import COUNTS, Sighting
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_space import LabelSpace
@@ -57,16 +58,21 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
     """Replaces the mapper's map by a saved one.
 
     Raises:
-        ValueError: the label spaces differ, or something is missing or of another shape; the map is as before.
+        ValueError: the label spaces differ and the mapper's is not open, or something is missing or of another shape;
+            the map is as before.
     """
     try:
         saved = LabelSpace.from_dict(meta["label_space"])
-        if saved != mapper.label_space:
+        present = mapper.label_space
+        if present.is_open:
+            saved = replace(saved, is_open=True)
+            saved.extended(present)  # raises where they contradict each other
+        elif saved != present:
             raise ValueError(
                 f"the map was made with classes {', '.join(saved.names[1:6])}... ({len(saved) - 1}), but the"
                 f" segmenter's: {', '.join(mapper.label_space.names[1:6])}... ({len(mapper.label_space) - 1})"
             )
-        _check_shapes(mapper, arrays)
+        _check_shapes(mapper, arrays, len(saved))
         keyframes = [_decoded(described, arrays, mapper.device) for described in meta["keyframes"]]
         seen_by = [{int(j): float(share) for j, share in shares} for shares in meta["seen_by"]]
         merged_into = {int(gone): kept for gone, kept in meta["merged_into"].items()}
@@ -75,6 +81,7 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
     except KeyError as error:
         raise ValueError(f"the saved map is incomplete: {error} is missing") from error
     tensors = {n: torch.from_numpy(a.copy()) for n, a in arrays.items() if not n.startswith("keyframes/")}
+    mapper.label_space = saved
     mapper.reset()
     columns = {name: tensors[f"gaussians/{name}"] for name in _columns(arrays)}
     book = {name: tensors[f"gaussians/{name}"] for name in BOOK}
@@ -89,17 +96,18 @@ def restore_state(mapper: PanopticMapper, arrays: dict[str, np.ndarray], meta: d
             getattr(mapper.map.head, name).copy_(tensors[f"head/{name}"])
     mapper.keyframes.restore(keyframes, seen_by)
     mapper.up, mapper.num_frames, mapper.last_stamp_ns = up, num_frames, last_stamp_ns
+    mapper.extend_label_space(present)
 
 
-def _check_shapes(mapper: PanopticMapper, arrays: dict[str, np.ndarray]) -> None:
+def _check_shapes(mapper: PanopticMapper, arrays: dict[str, np.ndarray], num_classes: int) -> None:
     """Raises ValueError naming the array whose shape is not that of this map's; KeyError where one is missing."""
     N, Q = len(arrays["gaussians/means"]), len(arrays["queries/ids"])
     shapes: dict[str, tuple[int, ...]] = {f"gaussians/{name}": (N, width) for name, width in _columns(arrays).items()}
     shapes |= {f"gaussians/{name}": (N,) for name in BOOK}
     shapes |= {f"queries/{name}": (Q, width) for name, width in mapper.map.queries.table.widths.items()}
-    shapes |= {"queries/ids": (Q,), "queries/evidence": (Q, len(mapper.label_space))}
+    shapes |= {"queries/ids": (Q,), "queries/evidence": (Q, num_classes)}
     shapes |= {"queries/counts": (Q, len(COUNTS)), "queries/votes": (Q, Q)}
-    shapes |= {f"head/{name}": tuple(getattr(mapper.map.head, name).shape) for name in HEAD_PARAMETERS}
+    shapes |= {"head/codes": (num_classes, SEMANTIC_DIM), "head/key_projection": (INSTANCE_DIM, INSTANCE_DIM)}
     for name, shape in shapes.items():
         if arrays[name].shape != shape:
             raise ValueError(f"the saved map has {name} of shape {arrays[name].shape}, expected {shape}")

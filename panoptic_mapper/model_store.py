@@ -7,6 +7,7 @@ import logging
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 MODELS_VARIABLE = "PANOPTIC_MAPPER_MODELS"  # environment variable that names a folder with weights
 DOWNLOAD_TIMEOUT_S = 30.0
+CHUNK_BYTES = 1 << 16
+Progress = Callable[[int, int], None]  # bytes that have come, and that are expected
 _GITHUB = "https://raw.githubusercontent.com"
 _YOLOX = f"{_GITHUB}/Qengineering/YoloX-ncnn-Raspberry-Pi-4/3b1b307278d766f882ab85dfb01b78d954322eeb"
 _MOSAIC = f"{_GITHUB}/mlcommons/mobile_open/86a873714efd6cb391c3a4751e3bb7b8f91b1449/vision/mosaic"
@@ -73,27 +76,48 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "panoptic_mapper"
 
 
-def find_model(name: str, folder: str | Path | None = None) -> Path:
+def find_model(name: str, folder: str | Path | None = None, progress: Progress | None = None) -> Path:
     """The checked file of a model in `MODELS`, downloaded into the cache where it is not found.
 
     Args:
         folder: where to look; by default the folder that $PANOPTIC_MAPPER_MODELS names. A folder that is given must
             hold the file: nothing is downloaded then.
+        progress: is told the bytes that have come and those that are expected.
 
     Raises:
         ValueError: the name is unknown, the file is not in the folder, its content is not the expected one, or the
             download failed. The message names file, URL, SHA-256 and where to put it.
     """
+    if folder or os.environ.get(MODELS_VARIABLE):
+        return local_model(name, folder)
+    model = _known(name)
+    return _look_up(model, cache_folder()) or _download(model, cache_folder(), progress)
+
+
+def local_model(name: str, folder: str | Path | None = None) -> Path:
+    """The checked file of a model in `MODELS`, without a download.
+
+    Raises:
+        ValueError: the name is unknown, the file is not there, or its content is not the expected one.
+    """
+    model = _known(name)
+    place = Path(folder or os.environ.get(MODELS_VARIABLE) or cache_folder())
+    found = _look_up(model, place)
+    if found is None:
+        raise ValueError(f"{place}: has none of {', '.join(model.accepted)}; {_how_to_get(model, place)}")
+    return found
+
+
+def is_here(name: str) -> bool:
+    """Whether a model in `MODELS` need not be downloaded; its content is not looked at."""
+    place = Path(os.environ.get(MODELS_VARIABLE) or cache_folder())
+    return any((place / file_name).is_file() for file_name in _known(name).accepted)
+
+
+def _known(name: str) -> ModelFile:
     if name not in MODELS:
         raise ValueError(f"unknown model '{name}'; known: {', '.join(MODELS)}")
-    model = MODELS[name]
-    folder = folder or os.environ.get(MODELS_VARIABLE)
-    found = _look_up(model, Path(folder or cache_folder()))
-    if found:
-        return found
-    if folder:
-        raise ValueError(f"{folder}: has none of {', '.join(model.accepted)}; {_how_to_get(model, Path(folder))}")
-    return _download(model, cache_folder())
+    return MODELS[name]
 
 
 def _look_up(model: ModelFile, folder: Path) -> Path | None:
@@ -105,12 +129,17 @@ def _look_up(model: ModelFile, folder: Path) -> Path | None:
     return None
 
 
-def _download(model: ModelFile, folder: Path) -> Path:
+def _download(model: ModelFile, folder: Path, progress: Progress | None) -> Path:
     path = folder / model.file_name
     logger.info("downloading %s (%.1f MB)", model.url, model.size_bytes / 1e6)
     try:
         with urllib.request.urlopen(model.url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            content = response.read(model.size_bytes + 1)  # a larger file is not the one that is pinned
+            content = b""
+            # A larger file is not the one that is pinned.
+            while len(content) <= model.size_bytes and (chunk := response.read(CHUNK_BYTES)):
+                content += chunk
+                if progress is not None:
+                    progress(len(content), model.size_bytes)
     except (urllib.error.URLError, OSError) as error:
         raise ValueError(f"cannot download {model.url} ({error}); {_how_to_get(model, folder)}") from error
     _check(content, model.sha256, model.url, model)

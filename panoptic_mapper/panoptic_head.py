@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.label_space import UNLABELED, LabelSpace
 
 CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
+NUM_CANDIDATES = 1024  # random codes of which a new class gets the one that is most unlike the others
+MANY_CLASSES = 64  # beyond so many, their codes crowd the sphere
 UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
 OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
@@ -68,6 +71,24 @@ class PanopticColumns:
         return torch.where(columns < self.num_stuff, stuff, self.thing_classes[thing_probs.argmax(-1)])
 
 
+def spread_codes(num_classes: int, generator: torch.Generator) -> Tensor:
+    """Unit vectors [C, SEMANTIC_DIM] far from each other, so that no two classes start alike."""
+    codes = F.normalize(torch.randn(num_classes, SEMANTIC_DIM, generator=generator), dim=1)
+    # Each is pushed away from those on its side of the sphere. Of many, only the near ones may push: all together they
+    # would drive the codes into one point.
+    step, power = (0.1, 1) if num_classes <= MANY_CLASSES else (0.2, 3)
+    for _ in range(200):
+        gram = codes @ codes.T
+        gram.fill_diagonal_(0)
+        codes = F.normalize(codes - step * gram.clamp_min(0) ** power @ codes, dim=1)
+    return codes
+
+
+def code_gain(num_classes: int) -> float:
+    """Length of the codes: with more classes more of them share what the own one does not have."""
+    return CODE_GAIN + 2 * max(0.0, math.log(num_classes / MANY_CLASSES))
+
+
 class PanopticHead(nn.Module):
     """Class codes (semantic feature to class logits) and the key projection of query embeddings."""
 
@@ -76,12 +97,7 @@ class PanopticHead(nn.Module):
     def __init__(self, label_space: LabelSpace, generator: torch.Generator, device: torch.device):
         super().__init__()
         num_classes = len(label_space)
-        codes = torch.randn(num_classes, SEMANTIC_DIM, generator=generator)
-        for _ in range(200):  # spread the codes over the sphere, so that no two classes start alike
-            gram = F.normalize(codes, dim=1) @ F.normalize(codes, dim=1).T
-            gram.fill_diagonal_(0)
-            codes = F.normalize(codes, dim=1) - 0.1 * gram.clamp_min(0) @ F.normalize(codes, dim=1)
-        self.codes = nn.Parameter(CODE_GAIN * F.normalize(codes, dim=1))
+        self.codes = nn.Parameter(code_gain(num_classes) * spread_codes(num_classes, generator))
         self.key_projection = nn.Parameter(torch.eye(INSTANCE_DIM))
         self.register_buffer("is_thing", torch.from_numpy(label_space.is_thing))
         self.to(device)
@@ -90,6 +106,26 @@ class PanopticHead(nn.Module):
     @property
     def num_classes(self) -> int:
         return len(self.codes)
+
+    @torch.no_grad()
+    def grow(self, label_space: LabelSpace) -> None:
+        """Adds the classes that a space has behind those of now.
+
+        Each gets the code that is least like any other: features that were learned for other classes say next to
+        nothing for it. Where there is no class yet, nothing was learned, and all codes are spread as at the start. The
+        parameter stays the same object, of another shape.
+        """
+        generator = torch.Generator().manual_seed(self.num_classes)
+        codes, gain = self.codes.detach().cpu(), code_gain(len(label_space))
+        if self.num_classes == 1:
+            codes = gain * spread_codes(len(label_space), generator)
+        while len(codes) < len(label_space):
+            candidates = F.normalize(torch.randn(NUM_CANDIDATES, SEMANTIC_DIM, generator=generator), dim=1)
+            likeness = (candidates @ F.normalize(codes[UNLABELED + 1 :], dim=1).T).amax(1)
+            codes = torch.cat([codes, gain * candidates[likeness.argmin()][None]])
+        self.codes.data = codes.to(self.codes.device)
+        self.is_thing = torch.from_numpy(label_space.is_thing).to(self.codes.device)
+        self.columns = PanopticColumns.of(self.is_thing)
 
     def class_probabilities(self, semantics: Tensor) -> Tensor:
         """p_g [V, C] of semantic features [V, SEMANTIC_DIM]."""

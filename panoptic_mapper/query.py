@@ -52,6 +52,7 @@ class ObjectQuery:
     """Conditions that must all hold; the default has none. Places are tested with an object's centroid."""
 
     class_names: Sequence[str] = ()  # any case; empty = any class
+    class_indices: Sequence[int] | None = None  # beside the names, the class must be one of these; None = any
     ids: Sequence[int] = ()  # empty = any
     box: BoxRegion | None = None
     sphere: SphereRegion | None = None
@@ -79,6 +80,7 @@ def select_objects(objects: Sequence[MapObject], query: ObjectQuery, label_space
     def fulfils(o: MapObject) -> bool:
         return (
             (not classes or o.class_index in classes)
+            and (query.class_indices is None or o.class_index in query.class_indices)
             and (not query.ids or o.id in query.ids)
             and (query.box is None or query.box.contains(o.centroid))
             and (query.sphere is None or query.sphere.contains(o.centroid))

@@ -99,6 +99,11 @@ class MappingWorker(Generic[MapperT]):
         return self._thread is not None and self._thread.is_alive()
 
     @property
+    def is_stopping(self) -> bool:
+        """Whether the thread has been told to end, or has ended: no more tasks are taken."""
+        return self._stopping
+
+    @property
     def is_paused(self) -> bool:
         return self._paused
 
@@ -131,6 +136,11 @@ class MappingWorker(Generic[MapperT]):
         self.last_error = ""
         self.latency_ms.clear()
         self.stamp_latency_ms.clear()
+
+    def note_change(self) -> None:
+        """Says that the map has changed: it is published anew, and refined while nothing comes. Call it from a task."""
+        self.version += 1
+        self._refine_steps_left = self.config.max_idle_refine_steps
 
     def step(self) -> bool:
         """Does the next piece of work, a task before a frame before idle refinement; False where there is none."""
@@ -180,8 +190,7 @@ class MappingWorker(Generic[MapperT]):
             self.frames.count("error", self.last_error)
             return
         finally:
-            self.version += 1
-            self._refine_steps_left = self.config.max_idle_refine_steps
+            self.note_change()
         latency_s = self.frames.clock() - queued.arrival_s
         self.latency_ms.add(1e3 * latency_s)
         self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))

@@ -9,7 +9,9 @@ import numpy as np
 from panoptic_mapper.frame import Frame, PinholeCamera
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
 from panoptic_mapper.mapper import MapperConfig
+from panoptic_mapper.segmenters.none import NoSegmenter
 from panoptic_mapper.snapshot import Box, MapObject, MapSnapshot, MapStats, PanopticView
+from panoptic_mapper.vocabulary import label_space_of_words
 
 LABEL_SPACE = LabelSpace.from_classes([SemanticClass(40, "wall", False), SemanticClass(5, "chair", True)])
 
@@ -25,6 +27,7 @@ class FakeMapper:
 
     label_space = LABEL_SPACE
     config = MapperConfig()
+    segmenter = NoSegmenter(LABEL_SPACE)
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -71,6 +74,9 @@ class FakeMapper:
             raise ValueError("map: 'means' is missing")
         self.all_objects = tuple(make_object(i + 1, (i, 0, 0)) for i in range(meta["num_objects"]))
         self.loaded = {"tensors": tensors, "meta": meta}
+
+    def set_vocabulary(self, things: list[str], stuff: list[str]) -> None:
+        self.label_space = self.label_space.extended(label_space_of_words(things, stuff))
 
     def reset(self) -> None:
         self.frames.clear()

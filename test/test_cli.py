@@ -73,6 +73,7 @@ def test_query_finds_objects(built: tuple[Path, dict]) -> None:
     first = everything[0]
     same_class = json.loads(run("query", map_file, "--class", first["class_name"].upper(), "--json"))
     assert same_class == [o for o in everything if o["class_name"] == first["class_name"]]
+    assert json.loads(run("query", map_file, "--text", f"the {first['class_name']}s there", "--json")) == same_class
     place = [str(v) for v in first["centroid"]]
     assert [o["id"] for o in json.loads(run("query", map_file, "--near", *place, "-k", "1", "--json"))] == [first["id"]]
     near = json.loads(run("query", map_file, "--near", *place, "--radius", "0.01", "--json"))
@@ -195,6 +196,8 @@ def test_bad_questions_are_named(
     map_file = str(built[0] / "map.pmap")
     said = error_of(monkeypatch, capsys, "query", map_file, "--class", "dragon")
     assert "unknown class 'dragon'; known: wall, floor" in said
+    said = error_of(monkeypatch, capsys, "query", map_file, "--text", "dragon")
+    assert "fits no class by name or synonym" in said
     assert "--near X Y Z" in error_of(monkeypatch, capsys, "query", map_file, "--radius", "1")
     assert "min_score" in error_of(monkeypatch, capsys, "query", map_file, "--min-score", "2")
 

@@ -10,6 +10,7 @@ import yaml
 
 from panoptic_mapper.datasets import open_dataset
 from panoptic_mapper.datasets.plain_folder import PlainFolder
+from panoptic_mapper.label_spaces import load_label_space
 
 CAMERA = {"fx": 10.0, "fy": 11, "cx": 7.5, "cy": 5.5, "width": 16, "height": 12}
 
@@ -74,6 +75,15 @@ def test_labels(tmp_path):
     labels = dataset[0].labels
     np.testing.assert_array_equal(labels.semantic[0], [1] * 8 + [2] * 8)
     np.testing.assert_array_equal(labels.instance[0], [4] * 8 + [0] * 8)
+
+
+def test_labels_in_a_label_space(tmp_path):
+    path = write_folder(tmp_path / "a", settings={"semantic": "class", "labels": "nyu40"})
+    assert PlainFolder(path).label_space is load_label_space("nyu40")
+    path = write_folder(tmp_path / "b", settings={"semantic": "class", "labels": "mine.yaml"})
+    (path / "mine.yaml").write_text("classes:\n  - {id: 1, name: mug, thing: true}\n  - {id: 2, nam: wall}\n")
+    with pytest.raises(ValueError, match=r"mine.yaml:3: unknown key 'nam' of a class; did you mean 'name'"):
+        PlainFolder(path)
 
 
 def test_distorted_images_are_undistorted_alike(tmp_path):

@@ -49,7 +49,11 @@ def test_commands_and_their_options_exist(document):
         if name not in COMMANDS and not words:  # a word of a sentence
             continue
         assert name in COMMANDS, line
-        options = {option for parameter in COMMANDS[name].params for option in parameter.opts} | {"--help"}
+        command = COMMANDS[name]
+        if hasattr(command, "commands"):
+            assert words[0] in command.commands, line
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         assert {word for word in words if re.fullmatch(r"--?[a-z][\w-]*", word)} <= options, line
 
 

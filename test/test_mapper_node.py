@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,21 @@ import pytest
 pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
 import rclpy
 from fake_mapper import LABEL_SPACE, FakeMapper
-from geometry_msgs.msg import PoseStamped
+from fake_segmenters import Misbehaving
+from geometry_msgs.msg import Pose, PoseStamped
 from nav_msgs.msg import Odometry
+from panoptic_mapper.msg import MapStatus
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from std_msgs.msg import String
+from small_room import SPACE, make_mapper, wall_frame
+from std_msgs.msg import Header, String
 
+from panoptic_mapper.frame_queue import Observation
 from panoptic_mapper.pose_buffer import Missing
 from panoptic_mapper.ros.conversions import stamp_message
 from panoptic_mapper.ros.mapper_node import MapperNode
+from panoptic_mapper.segmenters.background import BackgroundConfig, BackgroundSegmenter
 
 pytestmark = pytest.mark.ros
 REPO = Path(__file__).resolve().parents[1]
@@ -45,9 +51,9 @@ def ros(monkeypatch):
             self.mappers.append((config, label_space))
             return FakeMapper()
 
-        def node(self, **parameters) -> MapperNode:
+        def node(self, make_mapper=None, **parameters) -> MapperNode:
             overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
-            node = MapperNode(self.make_mapper, context=context, parameter_overrides=overrides)
+            node = MapperNode(make_mapper or self.make_mapper, context=context, parameter_overrides=overrides)
             executor.add_node(node)
             nodes.append(node)
             return node
@@ -121,6 +127,35 @@ def test_poses_come_from_the_topic_and_bad_ones_are_counted(ros, source, type_):
     send(2 * SECOND, 1.0)
     ros.spin_until(lambda: node.pose_source.lookup(2 * SECOND, "") is not Missing.NOT_YET)
     np.testing.assert_array_equal(node.pose_source.lookup(2 * SECOND, "")[:3, 3], (2.0, 0.0, 0.5))
+
+
+def test_a_crash_of_the_model_costs_labels_and_is_told(ros):
+    settings = BackgroundConfig(retry_s=1e6, max_retry_s=1e6)
+    model = BackgroundSegmenter(partial(Misbehaving, {2: "segfault"}, label_space=SPACE), settings)
+    node = ros.node(lambda config, label_space: make_mapper(segmenter=model), segmenter__name="none")
+    statuses = []
+    node.create_subscription(MapStatus, "/panoptic_mapper/status", statuses.append, 10)
+
+    def see(frame) -> None:
+        node.pose_source.add(Header(frame_id="map", stamp=stamp_message(frame.stamp_ns)), Pose())
+        node.frames.put(Observation(frame.stamp_ns, "camera", frame.color, frame.depth, frame.camera, frame.labels))
+
+    def status(condition) -> MapStatus:
+        ros.spin_until(lambda: statuses and condition(statuses[-1]))
+        return statuses[-1]
+
+    see(wall_frame(2.0, stamp_ns=1))
+    working = status(lambda s: s.labels_received == 1 and s.num_objects == 2)
+    assert (working.labels_state, working.labels_trouble_reasons) == ("running", [])
+    see(wall_frame(1.5, stamp_ns=2))  # something came nearer: a keyframe
+    broken = status(lambda s: s.labels_state == "retrying")
+    assert dict(zip(broken.labels_trouble_reasons, broken.labels_trouble_counts, strict=True)) == {"crash": 1}
+    assert "SIGSEGV" in broken.last_error
+    see(wall_frame(1.0, stamp_ns=3))
+    going_on = status(lambda s: s.num_keyframes == 3)
+    assert (going_on.state, going_on.labels_queue_size, going_on.num_objects) == ("mapping", 2, 2)
+    node.close()
+    assert model.status().state == "stopped"
 
 
 def run_node(*parameters: str) -> list[str]:

@@ -107,7 +107,7 @@ def test_every_library_that_is_imported_is_required():
     """Test libraries are not: a user's installation stays without them."""
     distributions = {"cv2": "opencv-python-headless", "yaml": "pyyaml", "open3d": "open3d-cpu"}
     required = {re.match(r"[\w-]+", line).group() for line in PYPROJECT["project"]["dependencies"]}
-    optional = {"gsplat", "ai_edge_litert", "ncnn"}
+    optional = {"gsplat", "ai_edge_litert", "ncnn", "transformers", "huggingface_hub", "onnxruntime"}
     used = {name for name in imported_packages(ROOT / "panoptic_mapper") if importlib.util.find_spec(name)}
     used -= {*sys.stdlib_module_names, *optional, "panoptic_mapper", "pytest"}
     ros = {e.text for e in PACKAGE_XML if e.tag in ("depend", "exec_depend")}
@@ -225,10 +225,11 @@ def installed_files():
 @pytest.mark.ros
 def test_installation_holds_what_the_sources_hold():
     files = installed_files()
-    shared = [*INTERFACES, ROOT / "package.xml", *ROOT.glob("config/*"), *ROOT.glob("launch/*.py")]
+    config = [path for path in (ROOT / "config").rglob("*") if path.is_file()]
+    shared = [*INTERFACES, ROOT / "package.xml", *config, *ROOT.glob("launch/*.py")]
     expected = [
         *(f"/share/panoptic_mapper/{path.relative_to(ROOT)}" for path in shared),
-        *(f"/site-packages/panoptic_mapper/config_files/{path.name}" for path in ROOT.glob("config/*")),
+        *(f"/site-packages/panoptic_mapper/config_files/{path.relative_to(ROOT / 'config')}" for path in config),
         *(f"/site-packages/panoptic_mapper/cuda_src/{path.name}" for path in ROOT.glob("cuda/*")),
         *(f"/lib/panoptic_mapper/{name}" for name in PYPROJECT["project"]["scripts"]),
     ]

@@ -8,7 +8,8 @@ from small_room import CHAIR, CPU, FLOOR, ROOM_SPACE, SPACE, TABLE, WALL
 
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
-from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
+from panoptic_mapper.label_spaces import load_label_space
+from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead, code_gain, spread_codes
 
 SPACE_40 = LabelSpace.from_classes(SemanticClass(i, str(i), i % 2 == 0) for i in range(1, 41))
 
@@ -17,21 +18,33 @@ def make_head(space: LabelSpace = SPACE) -> PanopticHead:
     return PanopticHead(space, torch.Generator().manual_seed(0), CPU)
 
 
-@pytest.mark.parametrize("space", [SPACE, ROOM_SPACE, SPACE_40, LabelSpace.from_classes(())])
+COCO, ADE20K = load_label_space("coco_panoptic"), load_label_space("ade20k_150")
+
+
+@pytest.mark.parametrize("space", [SPACE, ROOM_SPACE, SPACE_40, COCO, ADE20K, LabelSpace.from_classes(())])
 def test_the_class_of_a_feature_wins(space: LabelSpace) -> None:
     head = make_head(space)
     classes = torch.arange(len(space))
     probabilities = head.class_probabilities(head.semantic_features(classes, torch.ones(len(space))))
     assert probabilities.argmax(1).tolist() == classes.tolist()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(space)))
-    assert (probabilities.diagonal()[1:] > 0.5).all()
+    assert (probabilities.diagonal()[1:] > 0.9).all()
 
 
-def test_a_gaussian_without_evidence_is_unlabeled() -> None:
-    head = make_head()
+def test_codes_of_many_classes_stay_apart() -> None:
+    for num_classes in (65, 151, 300):
+        codes = spread_codes(num_classes, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(codes.norm(dim=1), torch.ones(num_classes))
+        assert (codes @ codes.T).fill_diagonal_(0).max() < 0.5
+    assert code_gain(2) == code_gain(64) < code_gain(65) < code_gain(300)
+
+
+@pytest.mark.parametrize("space", [SPACE, COCO, ADE20K])
+def test_a_gaussian_without_evidence_is_unlabeled(space: LabelSpace) -> None:
+    head = make_head(space)
     features = head.semantic_features(torch.zeros(1, dtype=torch.int64), torch.ones(1))
     assert (features == 0).all()
-    assert head.class_probabilities(features)[0, 0] > 1 / len(SPACE)
+    assert head.class_probabilities(features)[0, 0] > 1 / len(space)
     assert head.class_probabilities(features)[0].argmax() == 0
 
 

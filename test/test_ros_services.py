@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
 from fake_mapper import FakeMapper
-from panoptic_mapper.srv import LoadMap, QueryObjects, RenderView, SaveMap
+from panoptic_mapper.srv import LoadMap, QueryObjects, RenderView, SaveMap, SetVocabulary
 from sensor_msgs.msg import CameraInfo
 from std_srvs.srv import SetBool, Trigger
 
@@ -28,7 +28,7 @@ TIMEOUT_S = 10.0
 class Rig:
     """A running worker and the services around it, called directly."""
 
-    def __init__(self, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, timeout_s: float = TIMEOUT_S, encoder=None) -> None:
         self.mapper = FakeMapper()
         self.frames = FrameQueue(PoseBuffer())
         self.worker = MappingWorker(self.mapper, self.frames)
@@ -36,7 +36,7 @@ class Rig:
         self.num_resets = 0
         node = SimpleNamespace(create_service=self._create_service)
         transforms = FrameTransforms("map", None)
-        MapServices(node, lambda: self.worker, transforms, "map", timeout_s, self._on_reset)
+        MapServices(node, lambda: self.worker, transforms, "map", timeout_s, self._on_reset, encoder=encoder)
         self.worker.start()
 
     def _create_service(self, type_, name, callback, callback_group):
@@ -80,6 +80,45 @@ def test_query_answers_with_objects_in_the_map_frame(rig):
     nothing = rig.call("query_objects", QueryObjects.Request(class_names=["wall"]))
     assert nothing.success
     assert list(nothing.objects) == []
+
+
+def test_queries_by_free_text(rig):
+    answer = rig.call("query_objects", QueryObjects.Request(text="two wooden chairs, please"))
+    assert answer.success, answer.message
+    assert [o.id for o in answer.objects] == [1, 4]
+    assert (answer.text_classes, list(answer.text_similarities)) == (["chair"], [1.0])
+    both = rig.call("query_objects", QueryObjects.Request(text="chair", class_names=["wall"]))
+    assert both.success
+    assert list(both.objects) == []
+    refused = rig.call("query_objects", QueryObjects.Request(text="something to sit on"))
+    assert not refused.success
+    assert "there is no text encoder" in refused.message
+    assert "known: wall, chair" in refused.message
+
+
+def test_queries_by_meaning_where_there_is_an_encoder():
+    vectors = {"something to sit on": (1.0, 0.0), "chair": (0.8, 0.6), "wall": (0.0, 1.0)}
+    rig = Rig(encoder=lambda texts: np.array([vectors[text] for text in texts]))
+    try:
+        answer = rig.call("query_objects", QueryObjects.Request(text="Something to sit on"))
+    finally:
+        rig.worker.stop(TIMEOUT_S)
+    assert answer.success, answer.message
+    assert answer.text_classes == ["chair"]
+    assert answer.text_similarities == pytest.approx([0.8])
+    assert [o.id for o in answer.objects] == [1, 4]
+
+
+def test_the_vocabulary_is_set_and_wrong_words_are_refused(rig):
+    answer = rig.call("set_vocabulary", SetVocabulary.Request(things=["lamp", "chair"], stuff=["wall"]))
+    assert answer.success, answer.message
+    assert answer.class_names == ["wall", "chair", "lamp"]
+    assert list(answer.class_ids) == [40, 5, 1]
+    refused = rig.call("set_vocabulary", SetVocabulary.Request(things=["wall"]))
+    assert not refused.success
+    assert "'wall' is stuff already" in refused.message
+    assert list(refused.class_names) == []
+    assert not rig.call("set_vocabulary").success
 
 
 def bad_box_pose() -> QueryObjects.Request:

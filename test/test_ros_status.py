@@ -14,6 +14,7 @@ from panoptic_mapper.pose_buffer import PoseBuffer
 from panoptic_mapper.ros.conversions import stamp_from_message
 from panoptic_mapper.ros.logs import route_logs
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
+from panoptic_mapper.segmenters.background import BackgroundStatus
 from panoptic_mapper.worker import MappingWorker
 
 pytestmark = pytest.mark.ros
@@ -53,6 +54,28 @@ def test_status_counts_what_came_and_what_became_of_it():
     assert dict(zip(message.loss_names, message.loss_values, strict=True)) == {"rgb": 0.5}
     assert message.latency_p50_ms > 0
     assert message.rss_bytes > 10**6
+
+
+def test_status_tells_how_the_2d_model_does():
+    labels = BackgroundStatus(
+        state="retrying",
+        num_waiting=4,
+        num_labelled=9,
+        given_up={"too_old": 2, "failed": 1},
+        failures={"crash": 1},
+        last_failure="crash: ended by SIGSEGV",
+        model_ms=200.0,
+        delay_ms=750.0,
+    )
+    for worker in (None, MappingWorker(FakeMapper(), FrameQueue(PoseBuffer()))):
+        message = status_message(FrameQueue(PoseBuffer()), worker, "map", 0, labels)
+        assert (message.labels_state, message.labels_queue_size, message.labels_received) == ("retrying", 4, 9)
+        assert (message.labels_model_ms, message.labels_delay_ms) == (200.0, 750.0)
+        troubles = dict(zip(message.labels_trouble_reasons, message.labels_trouble_counts, strict=True))
+        assert troubles == {"crash": 1, "failed": 1, "too_old": 2}
+        assert message.labels_trouble_reasons == sorted(message.labels_trouble_reasons)
+        assert message.last_error == "crash: ended by SIGSEGV"
+    assert status_message(FrameQueue(PoseBuffer()), None, "map", 0).labels_state == ""
 
 
 def test_status_before_the_mapper_is_up():

@@ -18,6 +18,7 @@ from panoptic_mapper.datasets.trajectories import pose_at, read_matrix_poses, re
 from panoptic_mapper.datasets.undistortion import Undistorter
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import load_label_space, shipped_label_spaces
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,9 @@ class PlainFolderConfig(Config):
     fps: float = param(30.0, "matrix: images per second, which makes the stamps", gt=0)
     semantic: str = param("", "folder of class ids (uint8 or uint16), named as the colour images; empty = none")
     instance: str = param("", "folder of instance ids (0 = none), named as the colour images; empty = none")
-    labels: str = param("labels.json", "names and ids of the classes, needed with semantic")
+    labels: str = param(
+        "labels.json", "classes, needed with semantic: a labels.json, or a label space (name or YAML file)"
+    )
     camera: PlainCamera = section(PlainCamera)
 
 
@@ -87,7 +90,11 @@ class PlainFolder:
             raise ValueError(f"{file}: camera: distortion: expected 4, 5 or 8 coefficients, got {len(c.distortion)}")
         self._undistorter = Undistorter(self._camera, c.distortion) if c.distortion else None
         self._frames = self._find_frames()
-        self.label_space = LabelSpace.from_json(self.path / self.config.labels) if self.config.semantic else None
+        self.label_space = self._read_label_space() if self.config.semantic else None
+
+    def _read_label_space(self) -> LabelSpace:
+        is_shipped = self.config.labels in shipped_label_spaces()
+        return load_label_space(self.config.labels if is_shipped else self.path / self.config.labels)
 
     def __len__(self) -> int:
         return len(self._frames)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
 import rclpy
 from geometry_msgs.msg import PoseStamped
@@ -19,6 +18,8 @@ from rclpy.node import Node
 from panoptic_mapper.build import create_mapper, resolved_device
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import load_label_space
+from panoptic_mapper.late_labels import take_late_labels
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.pose_buffer import PoseBuffer, PoseSource, pose_from_quaternion
 from panoptic_mapper.ros.camera_input import CameraInput, input_qos, subscribe_label_space
@@ -30,6 +31,8 @@ from panoptic_mapper.ros.pose_source import FrameTransforms, TfPoseSource, Topic
 from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
+from panoptic_mapper.segmenters.background import BackgroundSegmenter
+from panoptic_mapper.text_query import create_text_encoder
 from panoptic_mapper.worker import MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
@@ -38,7 +41,7 @@ LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes a
 
 
 def mapper_of_node(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
-    return create_mapper(config.mapper, config.segmenter, label_space, config.device)
+    return create_mapper(config.mapper, config.segmenter, label_space, config.device, is_live=True)
 
 
 class MapperNode(Node):
@@ -59,6 +62,7 @@ class MapperNode(Node):
         self._label_space: LabelSpace | None = None
         self._publishing: Future[None] | None = None
         self.worker: MappingWorker[PanopticMapper] | None = None
+        self._background: BackgroundSegmenter | None = None  # a 2D model that runs beside the mapper
         self.pose_source = self._create_pose_source()
         self.frames = FrameQueue(self.pose_source, config.queue)
         self.frames.on_drop = ThrottledWarnings(self._warn)
@@ -72,7 +76,9 @@ class MapperNode(Node):
             self._transforms,
             config.map_frame,
             config.service_timeout_s,
-            self._camera_input.reset_counters,
+            self._on_reset,
+            config.text_query,
+            create_text_encoder(config.text_query),
         )
         self._start_timer(1 / config.publish.map_rate_hz, self._publish_map)
         self._start_timer(1 / config.publish.status_rate_hz, self._publish_status)
@@ -80,13 +86,15 @@ class MapperNode(Node):
         if not needs_labels:
             self._start_mapping(None)
         elif config.labels_file:
-            self._start_mapping(LabelSpace.from_json(Path(config.labels_file).expanduser()))
+            self._start_mapping(load_label_space(config.labels_file))
         else:
             subscribe_label_space(self, config.topics.label_space, self._start_mapping)
             self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")
 
     def close(self) -> None:
-        """Ends the mapping thread; the frame in hand is finished."""
+        """Ends the 2D model at once, and the mapping thread; the frame in hand is finished."""
+        if self._background is not None:
+            self._background.close()
         if self.worker is None:
             return
         try:
@@ -134,10 +142,19 @@ class MapperNode(Node):
         self._label_space = label_space
         if label_space is not None:
             self._camera_input.set_label_space(label_space)  # first: frames already wait while the mapper is made
-        worker = MappingWorker(self._make_mapper(self.config, label_space), self.frames, self.config.worker)
+        mapper = self._make_mapper(self.config, label_space)
+        worker = MappingWorker(mapper, self.frames, self.config.worker)
+        if isinstance(mapper.segmenter, BackgroundSegmenter):
+            self._background = mapper.segmenter
+            take_late_labels(mapper.segmenter, worker)
         worker.start()
         self.worker = worker
         self.get_logger().info(f"mapping into frame '{self.config.map_frame}'")
+
+    def _on_reset(self) -> None:
+        self._camera_input.reset_counters()
+        if self._background is not None:
+            self._background.clear()
 
     def _publish_map(self) -> None:
         worker = self.worker
@@ -154,7 +171,9 @@ class MapperNode(Node):
     def _publish_status(self) -> None:
         if self._status_publisher.has_subscribers():
             lost = self._camera_input.num_unsynchronised
-            self._status_publisher.publish(status_message(self.frames, self.worker, self.config.map_frame, lost))
+            labels = None if self._background is None else self._background.status()
+            message = status_message(self.frames, self.worker, self.config.map_frame, lost, labels)
+            self._status_publisher.publish(message)
 
     def _start_timer(self, period_s: float, callback: Callable[[], None]) -> None:
         # By the steady clock: the status must go on when a bag, and with it /clock, has ended.

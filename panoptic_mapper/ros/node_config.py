@@ -9,6 +9,7 @@ from panoptic_mapper.frame_queue import FrameQueueConfig
 from panoptic_mapper.mapper import MapperConfig
 from panoptic_mapper.pose_buffer import PoseBufferConfig
 from panoptic_mapper.segmenters import SegmenterConfig
+from panoptic_mapper.text_query import TextQueryConfig
 from panoptic_mapper.worker import WorkerConfig
 
 
@@ -84,7 +85,9 @@ class NodeConfig(Config):
     depth_transport: str = param(
         "raw", "Type of the depth topic: Image, or CompressedImage (16 bit PNG).", choices=("raw", "compressed")
     )
-    labels_file: str = param("", "A labels.json with the classes of the label images; empty = topics.label_space.")
+    labels_file: str = param(
+        "", "Classes of the label images: a labels.json, a label space (name or YAML file); empty = topics.label_space."
+    )
     device: str = param(
         "auto", "Where the map lives; auto = cuda where there is a GPU.", choices=("auto", "cpu", "cuda")
     )
@@ -96,6 +99,7 @@ class NodeConfig(Config):
     poses: PoseBufferConfig = section(PoseBufferConfig)
     worker: WorkerConfig = section(WorkerConfig)
     publish: PublishConfig = section(PublishConfig)
+    text_query: TextQueryConfig = section(TextQueryConfig)
     segmenter: SegmenterConfig = section(SegmenterConfig)
     mapper: MapperConfig = section(MapperConfig)
 

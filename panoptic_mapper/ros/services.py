@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +17,14 @@ from std_msgs.msg import Header
 from std_srvs.srv import SetBool, Trigger
 
 from panoptic_mapper.config import to_dict
+from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.map_io import load_map, save_map
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.query import BoxRegion, ObjectQuery, SphereRegion, select_objects
 from panoptic_mapper.ros.conversions import camera_from_message, image_message, object_message, stamp_message
 from panoptic_mapper.ros.pose_source import FrameTransforms, matrix_from_pose
-from panoptic_mapper.srv import LoadMap, QueryObjects, RenderView, SaveMap
+from panoptic_mapper.srv import LoadMap, QueryObjects, RenderView, SaveMap, SetVocabulary
+from panoptic_mapper.text_query import TextEncoder, TextQueryConfig, match_text
 from panoptic_mapper.worker import MappingWorker
 
 logger = logging.getLogger(__name__)
@@ -44,18 +47,23 @@ class MapServices:
         map_frame: str,
         timeout_s: float,
         on_reset: Callable[[], None] = lambda: None,
+        text_config: TextQueryConfig | None = None,
+        encoder: TextEncoder | None = None,
     ) -> None:
         self._get_worker = get_worker
         self._transforms = transforms
         self._map_frame = map_frame
         self._timeout_s = timeout_s
         self._on_reset = on_reset
+        self._text_config = text_config
+        self._encoder = encoder
         for type_, name, handler in (
             (QueryObjects, "~/query_objects", self.query_objects),
             (RenderView, "~/render_view", self.render_view),
             (SaveMap, "~/save_map", self.save_map),
             (LoadMap, "~/load_map", self.load_map),
             (Trigger, "~/reset", self.reset),
+            (SetVocabulary, "~/set_vocabulary", self.set_vocabulary),
             (SetBool, "~/pause", self.pause),
         ):
             group = MutuallyExclusiveCallbackGroup()  # its own, so that a long one does not hold up the others
@@ -65,6 +73,11 @@ class MapServices:
         query = self._object_query(request)
         worker = self._worker()
         objects, label_space = self._run(lambda m: (m.objects(), m.label_space))
+        if request.text:
+            matches = match_text(request.text, label_space, self._encoder, self._text_config)
+            query = replace(query, class_indices=[m.class_index for m in matches])
+            response.text_classes = [label_space.names[m.class_index] for m in matches]
+            response.text_similarities = [m.similarity for m in matches]
         found = select_objects(objects, query, label_space)
         response.header = Header(stamp=stamp_message(worker.last_stamp_ns), frame_id=self._map_frame)
         response.objects = [object_message(o, label_space) for o in found]
@@ -126,6 +139,16 @@ class MapServices:
 
         self._run(task)
         return "the map is empty"
+
+    def set_vocabulary(self, request: SetVocabulary.Request, response: SetVocabulary.Response) -> str:
+        def task(mapper: PanopticMapper) -> LabelSpace:
+            mapper.set_vocabulary(request.things, request.stuff)
+            return mapper.label_space
+
+        label_space = self._run(task)
+        response.class_names = list(label_space.names[1:])
+        response.class_ids = label_space.ids[1:].tolist()
+        return f"{len(request.things)} things and {len(request.stuff)} stuff words; the map has {len(label_space) - 1}"
 
     def pause(self, request: SetBool.Request, response: SetBool.Response) -> str:
         worker = self._worker()

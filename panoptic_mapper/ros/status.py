@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import psutil
@@ -11,18 +12,24 @@ from std_msgs.msg import Header
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.msg import MapStatus
 from panoptic_mapper.ros.conversions import stamp_message
+from panoptic_mapper.segmenters.background import BackgroundStatus
 from panoptic_mapper.timing import Clock
 from panoptic_mapper.worker import MappingWorker
 
 
 def status_message(
-    frames: FrameQueue, worker: MappingWorker | None, map_frame: str, num_unsynchronised: int
+    frames: FrameQueue,
+    worker: MappingWorker | None,
+    map_frame: str,
+    num_unsynchronised: int,
+    labels: BackgroundStatus | None = None,
 ) -> MapStatus:
     """What there is to say now, without waiting for the worker.
 
     Args:
         worker: None while the mapper is not up.
         num_unsynchronised: colour images that found no partners.
+        labels: of the 2D model, where it runs beside the mapper.
     """
     drops = frames.drops
     if num_unsynchronised > 0:
@@ -38,6 +45,8 @@ def status_message(
         drop_counts=[drops[reason] for reason in reasons],
         rss_bytes=psutil.Process().memory_info().rss,
     )
+    if labels is not None:
+        _fill_labels(message, labels)
     if worker is None:
         return message
     stats = worker.stats
@@ -52,8 +61,19 @@ def status_message(
     message.map_bytes = stats.map_bytes
     p50, p90, p99 = worker.latency_ms.percentiles()
     message.latency_p50_ms, message.latency_p90_ms, message.latency_p99_ms = p50, p90, p99
-    message.last_error = worker.last_error
+    message.last_error = worker.last_error or message.last_error
     return message
+
+
+def _fill_labels(message: MapStatus, labels: BackgroundStatus) -> None:
+    message.labels_state = labels.state
+    message.labels_queue_size = labels.num_waiting
+    message.labels_received = labels.num_labelled
+    message.labels_model_ms, message.labels_delay_ms = labels.model_ms, labels.delay_ms
+    troubles = Counter(labels.failures) + Counter(labels.given_up)
+    message.labels_trouble_reasons = sorted(troubles)
+    message.labels_trouble_counts = [troubles[reason] for reason in message.labels_trouble_reasons]
+    message.last_error = labels.last_failure
 
 
 def _state(worker: MappingWorker | None) -> str:

@@ -27,9 +27,16 @@ def check_segmentation(segmentation: Segmentation, frame: Frame, label_space: La
         ValueError: another size than the frame's, not integers, a class index outside the label space, or confidences
             that are not finite in 0..1.
     """
+    if segmentation.semantic.shape != frame.depth.shape:
+        raise ValueError(
+            f"segmentation: expected the frame's size {frame.depth.shape}, got {segmentation.semantic.shape}"
+        )
+    check_ids(segmentation, label_space)
+
+
+def check_ids(segmentation: Segmentation, label_space: LabelSpace) -> None:
+    """The same but for the size."""
     semantic, instance, confidence = segmentation.semantic, segmentation.instance, segmentation.confidence
-    if semantic.shape != frame.depth.shape:
-        raise ValueError(f"segmentation: expected the frame's size {frame.depth.shape}, got {semantic.shape}")
     for name, ids in (("semantic", semantic), ("instance", instance)):
         if not np.issubdtype(ids.dtype, np.integer):
             raise ValueError(f"segmentation: expected integer {name} ids, got {ids.dtype}")
