@@ -13,7 +13,7 @@ from benchmarks.ablation import EXPERIMENTS, noise, over_time, parts, plots, rec
 from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.context import Context, Observed, noise_config
 from benchmarks.ablation.job import Job, Record
-from benchmarks.ablation.measure import held_out
+from benchmarks.ablation.measure import METHODS, held_out
 from benchmarks.ablation.run import measured
 from benchmarks.ablation.store import Store
 from benchmarks.ablation.tables import MISSING, gain_sentence, metric_of, metric_table, scene_table, spread
@@ -106,7 +106,7 @@ def test_every_method_sees_the_labels_that_the_dataset_segmenter_gives():
     assert not np.array_equal(seen.labels.semantic, frame.labels.semantic)
 
 
-@pytest.mark.parametrize("method", ["ours", "tracker", "tracker+depth", "voxels", "voxels+depth"])
+@pytest.mark.parametrize("method", ["ours", "tracker", "tracker+depth", "voxels", "voxels+depth", "truth+depth"])
 def test_a_method_is_measured_on_held_out_frames(method, monkeypatch):
     read = []
     get = Observed.__getitem__
@@ -118,6 +118,34 @@ def test_a_method_is_measured_on_held_out_frames(method, monkeypatch):
     assert 10 < result["pq"] <= 100
     assert result["counts"]
     assert json.loads(json.dumps(result)) == result
+
+
+class OtherIds:
+    """A sequence whose true objects have other ids in every frame that is not held out."""
+
+    def __init__(self, dataset):
+        self.name, self.label_space, self._dataset = dataset.name, dataset.label_space, dataset
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def __getitem__(self, index):
+        frame = self._dataset[index]
+        if index == 4:
+            return frame
+        ids = np.append(0, 1 + np.random.default_rng(index).permutation(100)).astype(np.int32)
+        return dataclasses.replace(frame, labels=dataclasses.replace(frame.labels, instance=ids[frame.labels.instance]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_true_association_knows_true_ids(method, monkeypatch):
+    job = Job("noise", TINY, method, noise="moderate", overrides=("mapper.optimizer.steps_per_keyframe=1",))
+    dataset = CONTEXT.dataset(job)
+    found = []
+    for given in (dataset, OtherIds(dataset)):
+        monkeypatch.setattr(Context, "dataset", lambda self, job, given=given: given)
+        found.append(held_out(job, CONTEXT) | {"map_s": 0})
+    assert (found[0] == found[1]) == (method != "truth")
 
 
 def test_a_record_tells_what_it_was_made_on():
@@ -254,6 +282,9 @@ def test_the_lead_is_told_only_when_all_were_measured():
     rows = {n: [made_up(noise.job(n, "clean", "a", 0), v)] for n, v in values.items()}
     assert noise.lead_sentence("clean", rows).endswith("the better baseline (voxel voting) 75.0: +15.0 PQ.")
     assert "not all of" in noise.lead_sentence("clean", rows | {"voxel voting": []})
+    knowing = {n: [made_up(noise.job(n, "clean", "a", 0), 99.0)] for n, (m, _) in noise.METHODS.items() if "+" in m}
+    assert "voxel voting, true association" in knowing
+    assert noise.lead_sentence("clean", rows | knowing) == noise.lead_sentence("clean", rows)
     elsewhere = [made_up(noise.job("voxel voting", "clean", "b", 0), 75.0)]
     assert "not all of" in noise.lead_sentence("clean", rows | {"voxel voting": elsewhere})
 

@@ -9,6 +9,7 @@ from small_room import CAMERA, CHAIR, FLOOR, ROOM_SPACE, SPACE, TABLE, WALL, roo
 
 from benchmarks.baselines.instance_votes import SLOTS, InstanceVotes
 from benchmarks.baselines.tracker import Tracker, TrackerConfig
+from benchmarks.baselines.true_association import TrueAssociation
 from benchmarks.baselines.voxel_hash import FusedSurface, VoxelHash
 from benchmarks.baselines.voxel_voting import VoxelConfig, VoxelVoting
 from benchmarks.baselines.warping import filled_from_nearest, map_points, seen_pixels, splatted
@@ -232,6 +233,58 @@ def test_a_mask_of_two_instances_merges_them_only_where_it_comes_again_and_again
     ):
         voxels = fed(make_voxels(SPACE, merge_evidence=2.0, min_mask_voxels=5), frames)
         assert voxels.num_instances == expected
+
+
+def told(frames, truths, **settings):
+    """Voxel voting that is told the true objects."""
+    voxels = TrueAssociation(SPACE, VoxelConfig(**({"min_hits": 1} | settings)))
+    for frame, truth in zip(frames, truths, strict=True):
+        voxels.integrate(frame, truth.labels)
+    return voxels
+
+
+def test_parts_that_are_never_seen_together_are_one_object_only_to_true_association():
+    frame = wall_frame()
+    u = np.arange(40)
+    parts = [
+        relabeled(frame, np.where(shown, frame.labels.semantic, 0), frame.labels.instance * shown)
+        for shown in np.broadcast_to([u < 10, u >= 10], (30, 2, 40)).swapaxes(0, 1)
+    ]
+    left, right = (24 // 2, 4), (24 // 2, 14)  # pixels of the chair
+    by_overlap = fed(make_voxels(SPACE), parts * 3).render(CAMERA, np.eye(4), frame.depth)
+    assert by_overlap.instance[left] != by_overlap.instance[right]
+    view = told(parts * 3, [frame] * 6).render(CAMERA, np.eye(4), frame.depth)
+    for thing in (CHAIR, TABLE):
+        assert len(np.unique(view.instance[frame.labels.semantic == thing])) == 1
+    assert len(np.unique(view.instance)) == 3
+    assert (view.instance > 0).mean() == (frame.labels.instance > 0).mean()
+
+
+@pytest.mark.parametrize(("first_table_column", "larger"), [(26, CHAIR), (14, TABLE)])
+def test_a_mask_is_given_to_the_true_object_that_most_of_its_pixels_show(first_table_column, larger):
+    frame = wall_frame()
+    things = np.isin(frame.labels.semantic, (CHAIR, TABLE))
+    semantic = np.where(things, np.where(np.arange(40) < first_table_column, CHAIR, TABLE), FLOOR)
+    apart = relabeled(frame, semantic, np.choose(semantic, [0, 2**31 - 1, 0, 7, 0]))
+    joined = relabeled(frame, np.where(things, CHAIR, FLOOR), things)
+    voxels = told([apart], [apart])
+    before = voxels.render(CAMERA, np.eye(4), frame.depth).instance
+    for _ in range(2):
+        voxels.integrate(joined, apart.labels)
+    after = voxels.render(CAMERA, np.eye(4), frame.depth).instance
+    assert len(np.unique(before[things])) == 2
+    assert set(after[things]) == set(before[semantic == larger])  # what most masks said, which merged nothing:
+    for _ in range(2):
+        voxels.integrate(apart, apart.labels)
+    assert np.array_equal(voxels.render(CAMERA, np.eye(4), frame.depth).instance, before)
+
+
+def test_a_mask_of_no_true_thing_is_no_instance():
+    frame = wall_frame()
+    invented = relabeled(frame, np.full((30, 40), TABLE), np.where(np.arange(30)[:, None] < 24, 0, 9).repeat(40, 1))
+    view = told([invented], [frame]).render(CAMERA, np.eye(4), frame.depth)
+    assert (view.instance == 0).all()
+    assert (view.semantic == TABLE).all()
 
 
 def test_noise_costs_accuracy():

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.ablation.context import TEST_EVERY, Context
 from benchmarks.ablation.job import Job
 from benchmarks.baselines.tracker import Tracker
+from benchmarks.baselines.true_association import TrueAssociation
 from benchmarks.baselines.voxel_voting import VoxelVoting
 from panoptic_mapper.build import build_map
 from panoptic_mapper.datasets.base import Dataset
@@ -65,6 +66,17 @@ def voxels(observed: Dataset, job: Job, context: Context) -> Made:
     return made, {"voxels": len(made.grid), "instances": made.num_instances}
 
 
+def true_association(observed: Dataset, job: Job, context: Context) -> Made:
+    """Not to be compared with: alone of all that is here, it reads the sequence's own labels."""
+    assert observed.label_space is not None
+    made = TrueAssociation(observed.label_space)
+    clean = training_frames(context.dataset(job), context)
+    for frame, true_frame in zip(training_frames(observed, context), clean, strict=True):
+        assert true_frame.labels is not None
+        made.integrate(frame, true_frame.labels)
+    return made, {"voxels": len(made.grid), "instances": made.num_instances}
+
+
 def training_frames(observed: Dataset, context: Context) -> Iterable[Frame]:
     """All frames that are not held out: the baselines are fast enough to need no keyframes."""
     train, _ = split_indices(len(observed), TEST_EVERY)
@@ -83,4 +95,9 @@ class GivenDepth:
         return self._baseline.render(camera, T_map_camera, self._depth_of[T_map_camera.tobytes()])
 
 
-METHODS: dict[str, Callable[[Dataset, Job, Context], Made]] = {"ours": ours, "tracker": tracker, "voxels": voxels}
+METHODS: dict[str, Callable[[Dataset, Job, Context], Made]] = {
+    "ours": ours,
+    "tracker": tracker,
+    "voxels": voxels,
+    "truth": true_association,
+}

@@ -50,6 +50,7 @@ class _Observation:
     semantic: np.ndarray  # [V] int64 class index, 0 = nothing said
     confidence: np.ndarray  # [V] float32
     num_masks: int
+    mask_image: np.ndarray  # [H, W] int64 index of the 2D mask of each pixel, 0 = none, or the pixel is not used
 
 
 class VoxelVoting:
@@ -126,6 +127,8 @@ class VoxelVoting:
         )
         if not len(mask_ids) or mask_ids[0] > 0:
             mask_ids, mask = np.append(0, mask_ids), mask + 1
+        mask_image = np.zeros(frame.depth.shape, np.int64)
+        mask_image[used] = mask
         first = _majority(voxel, (mask * len(self.label_space) + semantic), semantic > 0, len(rows))
         said = first >= 0
         return _Observation(
@@ -134,6 +137,7 @@ class VoxelVoting:
             np.where(said, semantic[first], 0),
             np.where(said, confidence[first], 0).astype(np.float32),
             len(mask_ids) - 1,
+            mask_image,
         )
 
     def _evidence(self, rows: np.ndarray) -> np.ndarray:
