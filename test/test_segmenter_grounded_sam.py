@@ -136,7 +136,8 @@ def grounded_sam_config(checkpoints: dict[str, Path], masker: str = "sam2", **se
     words = [f"grounded_sam.detector={checkpoints['dino']}", f"grounded_sam.masker={checkpoints[masker]}"]
     words += [f"grounded_sam.{name}={list(values)}" for name, values in WORDS.items()]
     words += [f"grounded_sam.{name}={value}" for name, value in ({"device": "cpu"} | settings).items()]
-    return load_config(SegmenterConfig, None, ["name=grounded_sam", "min_area_px=1", *words])
+    patient = ["background.start_wait_s=300", "background.timeout_s=300"]  # on a busy machine
+    return load_config(SegmenterConfig, None, ["name=grounded_sam", "min_area_px=1", *patient, *words])
 
 
 def loaded(checkpoints: dict[str, Path], masker: str = "sam2", **settings: Any) -> GroundedSamSegmenter:
