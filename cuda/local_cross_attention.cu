@@ -379,7 +379,6 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
     shared.means[t] = mean_of(in, row);
     shared.rows[t] = row;
     __syncthreads();
-    const TwoGaussians two(shared.features, shared.means);
     float v_f[4][8] = {};
 
     // With P_q = m s_q / Z:  dL/dm = W = (g_0 s_0 + sum_q g_q s_q) / Z  and  dL/ds_q = m / Z (g_q - W).
@@ -390,6 +389,8 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
       load_queries(in, first, count, shared.queries);
       load_gradients(v_out + in.S + 1 + first, D, rows, count, shared.v_dots);
       __syncthreads();
+      // Read for each tile: kept over all of them, they do not fit into the registers.
+      const TwoGaussians two(shared.features, shared.means);
       for (int q = half; q < count; q += 2) {
         Pair pairs[2];
         two.with_query(shared.queries.keys[q], shared.queries.geometry[q], pairs);
@@ -423,6 +424,7 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
         load_gradients(v_out + in.S + 1 + first, D, rows, count, shared.v_dots);
         __syncthreads();
       }
+      const TwoGaussians two(shared.features, shared.means);
       for (int q = half; q < count; q += 2) {
         Pair pairs[2];
         two.with_query(shared.queries.keys[q], shared.queries.geometry[q], pairs);
