@@ -27,7 +27,7 @@ struct WarpArguments {
 
   WarpArguments(const Tensor& p, const Tensor& d, const Tensor& k, const Tensor& q, const Tensor& td,
                 const Tensor& tk, const Tensor& T_target_source) {
-    TORCH_CHECK(p.dim() == 3, "probabilities: expected [H, W, K], got ", p.sizes());
+    TORCH_CHECK(p.dim() == 3, "probabilities: expected [H, W, K], got " + sizes_text(p.sizes()));
     const at::Device device = p.device();
     const int64_t H = p.size(0), W = p.size(1), K = p.size(2);
     check_on(p, "probabilities", device, at::kFloat, {-1, -1, -1});
@@ -39,8 +39,8 @@ struct WarpArguments {
     check_on(T_target_source, "T_target_source", device, at::kFloat, {4, 4});
     constexpr int64_t most = 1 << 15;  // whole numbers up to here, and half pixels, are exact
     TORCH_CHECK(H <= most && W <= most && q.size(0) <= most && q.size(1) <= most,
-                "probabilities, targets: expected at most ", most, " pixels along an axis, got ", p.sizes(), " and ",
-                q.sizes());
+                "probabilities, targets: expected at most " + std::to_string(most) + " pixels along an axis, got " +
+                    sizes_text(p.sizes()) + " and " + sizes_text(q.sizes()));
     probabilities = with_channels_side_by_side(p);
     targets = with_channels_side_by_side(q);
     depth = d, target_depth = td;

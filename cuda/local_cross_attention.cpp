@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include <ATen/Functions.h>
@@ -34,13 +35,14 @@ struct AttentionArguments {
   AttentionArguments(const Tensor& f, const Tensor& x, const Tensor& rows, const Tensor& k, const Tensor& c,
                      const Tensor& A, const Tensor& p, const Tensor& things, int64_t num_stuff) {
     TORCH_CHECK(f.dim() == 2 && rows.dim() == 1 && k.dim() == 2 && p.dim() == 2,
-                "features, visible, keys, class_probs: expected [N, E], [V], [Q, E], [V, C], got ", f.sizes(), ", ",
-                rows.sizes(), ", ", k.sizes(), ", ", p.sizes());
+                "features, visible, keys, class_probs: expected [N, E], [V], [Q, E], [V, C], got " +
+                    sizes_text(f.sizes()) + ", " + sizes_text(rows.sizes()) + ", " + sizes_text(k.sizes()) + ", " +
+                    sizes_text(p.sizes()));
     const at::Device device = f.device();
     const at::ScalarType storage = f.scalar_type();
     const int64_t N = f.size(0), V = rows.size(0), Q = k.size(0), C = p.size(1);
     TORCH_CHECK(storage == at::kFloat || storage == at::kHalf || storage == at::kBFloat16,
-                "features: expected float32, float16 or bfloat16, got ", storage);
+                std::string("features: expected float32, float16 or bfloat16, got ") + c10::toString(storage));
     check_on(f, "features", device, storage, {N, kFeatureDim});
     check_on(x, "means", device, at::kFloat, {N, 3});
     check_on(rows, "visible", device, at::kLong, {V});
@@ -49,9 +51,11 @@ struct AttentionArguments {
     check_on(A, "whitenings", device, at::kFloat, {Q, 3, 3});
     check_on(p, "class_probs", device, storage, {V, C});
     check_on(things, "is_thing", device, at::kBool, {C});
-    TORCH_CHECK_VALUE(num_stuff >= 0 && num_stuff <= C, "num_stuff: expected 0..", C, ", got ", num_stuff);
-    TORCH_CHECK_VALUE(C <= kMaxClasses, "class_probs: expected at most ", kMaxClasses, " classes, got ", C);
-    TORCH_CHECK_VALUE(Q < (1 << 24), "keys: expected less than 2^24 queries, got ", Q);
+    TORCH_CHECK_VALUE(num_stuff >= 0 && num_stuff <= C,
+                      "num_stuff: expected 0.." + std::to_string(C) + ", got " + std::to_string(num_stuff));
+    TORCH_CHECK_VALUE(C <= kMaxClasses, "class_probs: expected at most " + std::to_string(kMaxClasses) + " classes, got " +
+                                           std::to_string(C));
+    TORCH_CHECK_VALUE(Q < (1 << 24), "keys: expected less than 2^24 queries, got " + std::to_string(Q));
     features = with_aligned_rows(f);
     means = x.contiguous(), visible = rows.contiguous(), keys = packed(k), centers = c.contiguous();
     whitenings = A.contiguous(), class_probs = p.contiguous(), is_thing = things.contiguous();
@@ -66,12 +70,13 @@ struct AttentionArguments {
 void check_values(const AttentionInputs& in) {
   for (int64_t v = 0; v < in.V; ++v) {
     const int64_t row = in.visible[v], before = v > 0 ? in.visible[v - 1] : -1;
-    TORCH_CHECK_INDEX(row > before && row < in.N, "visible: expected strictly ascending rows of features, 0..",
-                      in.N - 1, ", got ", row, " at ", v);
+    TORCH_CHECK_INDEX(row > before && row < in.N, "visible: expected strictly ascending rows of features, 0.." +
+                                                      std::to_string(in.N - 1) + ", got " + std::to_string(row) +
+                                                      " at " + std::to_string(v));
   }
   const int64_t num_stuff = std::count(in.is_thing, in.is_thing + in.C, false);
-  TORCH_CHECK_VALUE(num_stuff == in.S, "num_stuff: expected ", num_stuff, ", the classes that are no things, got ",
-                    in.S);
+  TORCH_CHECK_VALUE(num_stuff == in.S, "num_stuff: expected " + std::to_string(num_stuff) +
+                                              ", the classes that are no things, got " + std::to_string(in.S));
 }
 
 struct Keys {  // of all queries, by columns: the inner loops run over the queries

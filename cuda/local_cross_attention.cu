@@ -1,5 +1,6 @@
-// Local cross attention on CUDA devices. A block takes tiles of kRows visible Gaussians, a thread each; the queries come
-// in tiles through shared memory, so any number of them fits. Scores are turned around in shared memory, so that
+// Local cross attention on CUDA devices. A block takes tiles of kRows visible Gaussians; the queries come in tiles
+// through shared memory, so any number of them fits. What bounds the speed is reading queries from there, so a thread
+// scores two Gaussians with what it reads, for every second query. Scores are turned around in shared memory, so that
 // distributions and their gradients move in whole lines.
 
 #include "local_cross_attention.h"
@@ -19,10 +20,12 @@ namespace {
 
 constexpr int kRows = 128;  // visible Gaussians of a tile = threads of a block
 constexpr int kWarps = kRows / 32;
+constexpr int kPairs = kRows / 2;  // of Gaussians, kPairs rows apart; threads t and t + kPairs share one
 constexpr int kForwardQueries = 64;   // queries of a tile; as many need their scores only once
 constexpr int kBackwardQueries = 32;  // = lanes of a warp
 constexpr int kFeatureStride = kFeatureDim + 4;  // of rows in shared memory: vector loads without bank conflicts
 constexpr int kBlocksPerMultiprocessor = 3;      // of the backward, by its shared memory
+constexpr int kForwardBlocks = 4;                // per multiprocessor, by its registers
 constexpr int kFinishThreads = 512;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -35,9 +38,15 @@ struct QueryTile {
 };
 
 struct ForwardShared {
-  QueryTile<kForwardQueries> queries;
   union {
-    float features[kRows][kFeatureStride];
+    QueryTile<kForwardQueries> queries;
+    float sums[2][kRows];  // of the scores with even and with odd queries
+  };
+  union {
+    struct {
+      float features[kRows][kFeatureStride];
+      float4 means[kRows];
+    };
     float scores[kRows][kForwardQueries + 1];
   };
   float shares[kRows];  // thing mass / Z
@@ -56,6 +65,7 @@ struct BackwardShared {
     float geometry_sums[kWarps][9][kBackwardQueries];
   };
   float v_things[kRows];  // gradient of the thing mass
+  float scales[kRows];    // thing mass / Z
   int64_t rows[kRows];    // visible, -1 where it is wrong
 };
 
@@ -114,6 +124,11 @@ __device__ int64_t checked_row(const AttentionInputs& in, int64_t v, int32_t* er
   return fits ? row : -1;
 }
 
+__device__ float4 mean_of(const AttentionInputs& in, int64_t row) {
+  return row < 0 ? make_float4(0, 0, 0, 0)
+                 : make_float4(in.means[3 * row], in.means[3 * row + 1], in.means[3 * row + 2], 0);
+}
+
 // Brings rows of features into shared memory, 8 lanes a row. `row`: that of this thread's Gaussian, -1 = zeros.
 template <typename T>
 __device__ void load_features(const AttentionInputs& in, int64_t row, float (*tile)[kFeatureStride]) {
@@ -149,30 +164,50 @@ struct Pair {
   __device__ float score() const { return similarity * (density + kPriorFloor); }
 };
 
-__device__ Pair pair_of(const float (&f)[kFeatureDim], float3 x, const float4* key, const float4* geometry) {
-  float dots[4] = {0, 0, 0, 0};  // apart, so that they need not wait for each other
+// Two Gaussians of a tile, in a thread's registers.
+struct TwoGaussians {
+  float f[2][kFeatureDim];
+  float3 x[2];
+
+  __device__ TwoGaussians(const float (*features)[kFeatureStride], const float4* means) {
 #pragma unroll
-  for (int i = 0; i < kFeatureDim / 4; ++i) {
-    const float4 k = key[i];
-    dots[0] += f[4 * i] * k.x;
-    dots[1] += f[4 * i + 1] * k.y;
-    dots[2] += f[4 * i + 2] * k.z;
-    dots[3] += f[4 * i + 3] * k.w;
+    for (int g = 0; g < 2; ++g) {
+      const int row = threadIdx.x % kPairs + g * kPairs;
+      read_features(features[row], f[g]);
+      x[g] = make_float3(means[row].x, means[row].y, means[row].z);
+    }
   }
-  const float dot = (dots[0] + dots[1]) + (dots[2] + dots[3]);
-  const float4 a = geometry[0], b = geometry[1], c = geometry[2];
-  const float dx = x.x - a.w, dy = x.y - b.w, dz = x.z - c.w;
-  const float u = a.x * dx + a.y * dy + a.z * dz;
-  const float v = b.x * dx + b.y * dy + b.z * dz;
-  const float w = c.x * dx + c.y * dy + c.z * dz;
-  const float square = u * u + v * v + w * w;
-  const float odds = fminf(__expf(-dot), 1e30f);  // finite
-  const float similarity = __fdividef(1.0f, 1.0f + odds);
-  return {similarity, odds * similarity, __expf(-0.5f * square)};
-}
+
+  __device__ void with_query(const float4* key, const float4* geometry, Pair (&pairs)[2]) const {
+    float dots[2][4] = {};  // apart, so that they need not wait for each other
+#pragma unroll
+    for (int i = 0; i < kFeatureDim / 4; ++i) {
+      const float4 k = key[i];
+#pragma unroll
+      for (int g = 0; g < 2; ++g) {
+        dots[g][0] += f[g][4 * i] * k.x;
+        dots[g][1] += f[g][4 * i + 1] * k.y;
+        dots[g][2] += f[g][4 * i + 2] * k.z;
+        dots[g][3] += f[g][4 * i + 3] * k.w;
+      }
+    }
+    const float4 a = geometry[0], b = geometry[1], c = geometry[2];
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {
+      const float dot = (dots[g][0] + dots[g][1]) + (dots[g][2] + dots[g][3]);
+      const float dx = x[g].x - a.w, dy = x[g].y - b.w, dz = x[g].z - c.w;
+      const float u = a.x * dx + a.y * dy + a.z * dz;
+      const float v = b.x * dx + b.y * dy + b.z * dz;
+      const float w = c.x * dx + c.y * dy + c.z * dz;
+      const float odds = fminf(__expf(-dot), 1e30f);  // finite
+      const float similarity = __fdividef(1.0f, 1.0f + odds);
+      pairs[g] = {similarity, odds * similarity, __expf(-0.5f * (u * u + v * v + w * w))};
+    }
+  }
+};
 
 template <typename T>
-__global__ void __launch_bounds__(kRows) forward_kernel(AttentionInputs in, T* distribution, int32_t* error) {
+__global__ void __launch_bounds__(kRows, kForwardBlocks) forward_kernel(AttentionInputs in, T* distribution, int32_t* error) {
   extern __shared__ __align__(16) unsigned char memory[];
   ForwardShared& shared = *reinterpret_cast<ForwardShared*>(memory);
   int* columns = reinterpret_cast<int*>(memory + sizeof(ForwardShared));
@@ -181,32 +216,37 @@ __global__ void __launch_bounds__(kRows) forward_kernel(AttentionInputs in, T* d
   load_columns(in, columns, error);
   const int64_t row = t < rows ? checked_row(in, begin + t, error) : -1;
   load_features<T>(in, row, shared.features);
-  __syncwarp();
-  float f[kFeatureDim];
-  read_features(shared.features[t], f);
-  const float3 x = row < 0 ? make_float3(0, 0, 0)
-                           : make_float3(in.means[3 * row], in.means[3 * row + 1], in.means[3 * row + 2]);
+  shared.means[t] = mean_of(in, row);
+  __syncthreads();
+  const TwoGaussians two(shared.features, shared.means);
+  const int half = t / kPairs, rows_of[2] = {t % kPairs, t % kPairs + kPairs};
+  float sums[2] = {0, 0};
 
   const auto score_tile = [&](int first, int count) {  // and leave the scores in shared memory
     __syncthreads();  // nobody reads the last tile, or features, any more
     load_queries(in, first, count, shared.queries);
     __syncthreads();
-    float sum = 0;
-#pragma unroll 2
-    for (int q = 0; q < count; ++q) {
-      const float score = pair_of(f, x, shared.queries.keys[q], shared.queries.geometry[q]).score();
-      shared.scores[t][q] = score;
-      sum += score;
+    for (int q = half; q < count; q += 2) {
+      Pair pairs[2];
+      two.with_query(shared.queries.keys[q], shared.queries.geometry[q], pairs);
+#pragma unroll
+      for (int g = 0; g < 2; ++g) {
+        const float score = pairs[g].score();
+        shared.scores[rows_of[g]][q] = score;
+        sums[g] += score;
+      }
     }
-    return sum;
   };
   const int last = in.Q > 0 ? (in.Q - 1) / kForwardQueries * kForwardQueries : 0;  // the first query of the last tile
-  float total = kUnassignedScore;
   for (int first = 0; first < in.Q; first += kForwardQueries) {
-    total += score_tile(first, min(kForwardQueries, in.Q - first));
+    score_tile(first, min(kForwardQueries, in.Q - first));
   }
-  __syncthreads();  // columns are there, also without queries
+  __syncthreads();  // nobody reads queries any more
+#pragma unroll
+  for (int g = 0; g < 2; ++g) shared.sums[half][rows_of[g]] = sums[g];
+  __syncthreads();
   if (t < rows) {
+    const float total = kUnassignedScore + shared.sums[0][t] + shared.sums[1][t];
     shared.shares[t] = row < 0 ? __int_as_float(0x7fc00000) : thing_mass<T>(in, columns, begin + t) / total;
   }
   __syncthreads();
@@ -240,6 +280,23 @@ __device__ void load_gradients(const T* from, int64_t D, int rows, int count, fl
   for (int i = 0; i < kRows / kWarps; ++i) {
     const int r = threadIdx.x / 32 + i * kWarps;
     tile[r][lane] = r < rows && lane < count ? (float)from[r * D + lane] : 0.0f;
+  }
+}
+
+// Adds the sums over a tile's queries of gradient times key: a warp takes a quarter of the rows, a lane every eighth of
+// these x 8 features.
+__device__ void add_key_products(const BackwardShared& shared, int count, float (&v_f)[4][8]) {
+  const int lane = threadIdx.x % 32, first = threadIdx.x - lane + lane / 4, column = lane % 4 * 2;
+#pragma unroll 2
+  for (int q = 0; q < count; ++q) {
+    const float4 low = shared.queries.keys[q][column], high = shared.queries.keys[q][column + 1];
+    const float key[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float v = shared.v_dots[first + 8 * i][q];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v_f[i][j] += v * key[j];
+    }
   }
 }
 
@@ -309,6 +366,7 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
   float* block_sums = all_sums + (int64_t)blockIdx.x * in.Q * kQuerySums;
   const int64_t D = in.num_columns(), num_tiles = (in.V + kRows - 1) / kRows;
   const int t = threadIdx.x, lane = t % 32;
+  const int half = t / kPairs, rows_of[2] = {t % kPairs, t % kPairs + kPairs};
   load_columns(in, columns, error);
 
   for (int64_t tile = blockIdx.x; tile < num_tiles; tile += gridDim.x) {
@@ -318,33 +376,45 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
     __syncthreads();  // columns are there; nobody needs what the last tile left
     const int64_t row = t < rows ? checked_row(in, begin + t, error) : -1;
     load_features<T>(in, row, shared.features);
-    const float3 x = row < 0 ? make_float3(0, 0, 0)
-                             : make_float3(in.means[3 * row], in.means[3 * row + 1], in.means[3 * row + 2]);
-    shared.means[t] = make_float4(x.x, x.y, x.z, 0);
+    shared.means[t] = mean_of(in, row);
     shared.rows[t] = row;
-    __syncwarp();
-    float f[kFeatureDim], v_f[kFeatureDim] = {};
-    read_features(shared.features[t], f);
+    __syncthreads();
+    float v_f[4][8] = {};
 
     // With P_q = m s_q / Z:  dL/dm = W = (g_0 s_0 + sum_q g_q s_q) / Z  and  dL/ds_q = m / Z (g_q - W).
-    const float v_unassigned = row < 0 ? 0.0f : (float)v_out[t * D + in.S];
-    float total = kUnassignedScore, weighted = kUnassignedScore * v_unassigned;
+    float totals[2] = {0, 0}, weighted_totals[2] = {0, 0};
     for (int first = 0; first < in.Q; first += kBackwardQueries) {
       const int count = min(kBackwardQueries, in.Q - first);
       __syncthreads();
       load_queries(in, first, count, shared.queries);
       load_gradients(v_out + in.S + 1 + first, D, rows, count, shared.v_dots);
       __syncthreads();
-#pragma unroll 2
-      for (int q = 0; q < count; ++q) {
-        const float score = pair_of(f, x, shared.queries.keys[q], shared.queries.geometry[q]).score();
-        total += score;
-        weighted += score * shared.v_dots[t][q];
+      // Read for each tile: kept over all of them, they do not fit into the registers.
+      const TwoGaussians two(shared.features, shared.means);
+      for (int q = half; q < count; q += 2) {
+        Pair pairs[2];
+        two.with_query(shared.queries.keys[q], shared.queries.geometry[q], pairs);
+#pragma unroll
+        for (int g = 0; g < 2; ++g) {
+          const float score = pairs[g].score();
+          totals[g] += score;
+          weighted_totals[g] += score * shared.v_dots[rows_of[g]][q];
+        }
       }
     }
-    const float v_thing = weighted / total;
-    const float scale = row < 0 ? 0.0f : thing_mass<T>(in, columns, begin + t) / total;
-    shared.v_things[t] = row < 0 ? 0.0f : v_thing;
+#pragma unroll
+    for (int g = 0; g < 2; ++g) {  // here there is room for the sums of both halves
+      shared.v_squares[rows_of[g]][half] = totals[g];
+      shared.v_squares[rows_of[g]][2 + half] = weighted_totals[g];
+    }
+    __syncthreads();
+    const float* sums = shared.v_squares[t];
+    const float v_unassigned = row < 0 ? 0.0f : (float)v_out[t * D + in.S];
+    const float total = kUnassignedScore + sums[0] + sums[1];
+    const float weighted = kUnassignedScore * v_unassigned + sums[2] + sums[3];
+    shared.v_things[t] = row < 0 ? 0.0f : weighted / total;
+    shared.scales[t] = row < 0 ? 0.0f : thing_mass<T>(in, columns, begin + t) / total;
+    __syncthreads();
 
     for (int first = 0; first < in.Q; first += kBackwardQueries) {
       const int count = min(kBackwardQueries, in.Q - first);
@@ -354,23 +424,22 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
         load_gradients(v_out + in.S + 1 + first, D, rows, count, shared.v_dots);
         __syncthreads();
       }
-#pragma unroll 2
-      for (int q = 0; q < count; ++q) {
-        const Pair pair = pair_of(f, x, shared.queries.keys[q], shared.queries.geometry[q]);
-        const float v_score = scale * (shared.v_dots[t][q] - v_thing);
-        const float v_dot = row < 0 ? 0.0f : v_score * pair.score() * pair.dissimilarity;
-        shared.v_dots[t][q] = v_dot;
-        shared.v_squares[t][q] = row < 0 ? 0.0f : -0.5f * v_score * pair.similarity * pair.density;
+      const TwoGaussians two(shared.features, shared.means);
+      for (int q = half; q < count; q += 2) {
+        Pair pairs[2];
+        two.with_query(shared.queries.keys[q], shared.queries.geometry[q], pairs);
 #pragma unroll
-        for (int i = 0; i < kFeatureDim / 4; ++i) {
-          const float4 key = shared.queries.keys[q][i];
-          v_f[4 * i] += v_dot * key.x;
-          v_f[4 * i + 1] += v_dot * key.y;
-          v_f[4 * i + 2] += v_dot * key.z;
-          v_f[4 * i + 3] += v_dot * key.w;
+        for (int g = 0; g < 2; ++g) {
+          const int r = rows_of[g];
+          const bool is_wrong = shared.rows[r] < 0;
+          const Pair& pair = pairs[g];
+          const float v_score = shared.scales[r] * (shared.v_dots[r][q] - shared.v_things[r]);
+          shared.v_dots[r][q] = is_wrong ? 0.0f : v_score * pair.score() * pair.dissimilarity;
+          shared.v_squares[r][q] = is_wrong ? 0.0f : -0.5f * v_score * pair.similarity * pair.density;
         }
       }
       __syncthreads();
+      add_key_products(shared, count, v_f);
       sum_over_rows(shared);
       __syncthreads();
       add_to_block_sums(shared, count, tile == blockIdx.x, block_sums + (int64_t)first * kQuerySums);
@@ -378,9 +447,10 @@ __global__ void __launch_bounds__(kRows, kBlocksPerMultiprocessor)
 
     __syncthreads();  // nobody reads features any more
 #pragma unroll
-    for (int i = 0; i < kFeatureDim / 4; ++i) {
-      *reinterpret_cast<float4*>(&shared.features[t][4 * i]) =
-          make_float4(v_f[4 * i], v_f[4 * i + 1], v_f[4 * i + 2], v_f[4 * i + 3]);
+    for (int i = 0; i < 4; ++i) {  // a warp's rows are its own
+      float* to = &shared.features[t - lane + lane / 4 + 8 * i][lane % 4 * 8];
+      *reinterpret_cast<float4*>(to) = make_float4(v_f[i][0], v_f[i][1], v_f[i][2], v_f[i][3]);
+      *reinterpret_cast<float4*>(to + 4) = make_float4(v_f[i][4], v_f[i][5], v_f[i][6], v_f[i][7]);
     }
     __syncwarp();
 #pragma unroll

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
@@ -9,20 +10,13 @@
 namespace panoptic_mapper {
 
 // Checks device, dtype and sizes; a size of -1 is free.
-inline void check_on(const at::Tensor& t, const char* name, at::Device device, at::ScalarType dtype,
-                     at::IntArrayRef sizes) {
-  TORCH_CHECK(t.defined() && t.device() == device, name, ": expected a tensor on ", device, ", got ", t.device());
-  TORCH_CHECK(t.scalar_type() == dtype, name, ": expected ", dtype, ", got ", t.scalar_type());
-  bool fits = t.dim() == static_cast<int64_t>(sizes.size());
-  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = sizes[i] < 0 || t.size(i) == sizes[i];
-  TORCH_CHECK(fits, name, ": expected sizes ", sizes, " (-1 is free), got ", t.sizes());
-}
+void check_on(const at::Tensor& t, const char* name, at::Device device, at::ScalarType dtype, at::IntArrayRef sizes);
+
+// "[2, 3]". Messages are put together from strings, not by a stream: torch's libraries carry parts of another
+// libstdc++, which streams of this library may pick up.
+std::string sizes_text(at::IntArrayRef sizes);
 
 // The same values, contiguous and on a boundary of 16 bytes, as vector loads need them; a copy only where needed.
-inline at::Tensor packed(const at::Tensor& t) {
-  const at::Tensor contiguous = t.contiguous();
-  const bool is_aligned = reinterpret_cast<uintptr_t>(contiguous.const_data_ptr()) % 16 == 0;
-  return is_aligned ? contiguous : contiguous.clone(at::MemoryFormat::Contiguous);
-}
+at::Tensor packed(const at::Tensor& t);
 
 }  // namespace panoptic_mapper

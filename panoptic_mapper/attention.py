@@ -7,6 +7,9 @@ V x Q of the view, never the whole map. Equations (PanopticSplatting, arXiv 2503
     P_g(stuff c) = p_g(c)
     P_g(thing q) = (1 - sum_stuff p_g) * s_gq / (s_0 + sum_q' s_gq')
 
+The mapper uses the fused operator `local_cross_attention` (cuda/local_cross_attention.h); `query_scores` with
+`panoptic_distribution` is its twin in plain torch, which tests and benchmarks compare it with.
+
 `s_0` is the score of "no query": a thing far from all queries stays unassigned instead of going to the nearest one.
 """
 

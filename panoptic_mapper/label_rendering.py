@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from panoptic_mapper.attention import panoptic_distribution, query_scores
+from panoptic_mapper import ops
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
 from panoptic_mapper.instances import gathered_geometry
@@ -39,15 +39,14 @@ class LabelFeatures:
     """What a label is made of, of n Gaussians or pixels."""
 
     semantics: Tensor  # [n, SEMANTIC_DIM]
-    instances: Tensor  # [n, INSTANCE_DIM]
-    means: Tensor  # [n, 3] m, map frame, no gradient
+    instances: Tensor  # [N, INSTANCE_DIM] of these and others
+    means: Tensor  # [N, 3] m, map frame, no gradient
+    rows: Tensor  # [n] int64, ascending: theirs in the last two, which need not be gathered
 
     @staticmethod
     def of(gaussians: Rows, which: Tensor) -> LabelFeatures:
         """Those of the rows `which` of gathered Gaussians."""
-        return LabelFeatures(
-            gaussians["semantics"][which], gaussians["instances"][which], gaussians["means"][which].detach()
-        )
+        return LabelFeatures(gaussians["semantics"][which], gaussians["instances"], gaussians["means"].detach(), which)
 
     @staticmethod
     def of_all(table: ParameterTable, gaussians: Rows) -> LabelFeatures:
@@ -55,7 +54,12 @@ class LabelFeatures:
         semantics, instances = (
             table[name].index_copy(0, gaussians.ids, gaussians[name]) for name in ("semantics", "instances")
         )
-        return LabelFeatures(semantics, instances, table["means"].clone())  # the table changes before the next view
+        return LabelFeatures.of_each(semantics, instances, table["means"].clone())  # the table changes soon
+
+    @staticmethod
+    def of_each(semantics: Tensor, instances: Tensor, means: Tensor) -> LabelFeatures:
+        """Those of n features [n, ...] each."""
+        return LabelFeatures(semantics, instances, means, torch.arange(len(means), device=means.device))
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,19 @@ def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Clas
     class_probs = head.class_probabilities(features.semantics)
     centers, whitenings = gathered_geometry(queries)
     keys = head.keys(queries["embeddings"])
-    scores = query_scores(features.instances, features.means, keys, centers, whitenings)
-    return Classification(class_probs, panoptic_distribution(class_probs, head.is_thing, scores))
+    ops.load()
+    distribution = torch.ops.panoptic_mapper.local_cross_attention(
+        features.instances,
+        features.means,
+        features.rows,
+        keys,
+        centers,
+        whitenings,
+        class_probs,
+        head.is_thing,
+        head.columns.num_stuff,
+    )
+    return Classification(class_probs, distribution)
 
 
 def blend_labels(view: ProjectedView, visible: Classification, head: PanopticHead) -> LabelRendering:
@@ -127,11 +142,11 @@ def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, h
     half-transparent pixel has the class of what it shows; its distribution is scaled by alpha, as that of label
     blending is.
     """
-    ones = torch.ones_like(visible.means[:, :1])
-    values = torch.cat([visible.semantics, visible.instances, visible.means, ones], dim=1)
+    instances, points = visible.instances[visible.rows], visible.means[visible.rows]
+    values = torch.cat([visible.semantics, instances, points, torch.ones_like(points[:, :1])], dim=1)
     sums, alpha = view.blend(values).split([values.shape[1] - 1, 1], dim=-1)
     means = (sums / alpha.clamp_min(MIN_ALPHA)).flatten(0, 1)
-    pixels = classify(LabelFeatures(*means.split([SEMANTIC_DIM, INSTANCE_DIM, 3], dim=1)), queries, head)
+    pixels = classify(LabelFeatures.of_each(*means.split([SEMANTIC_DIM, INSTANCE_DIM, 3], dim=1)), queries, head)
     panoptic, class_probs = (p.unflatten(0, alpha.shape[:2]) * alpha for p in (pixels.distribution, pixels.class_probs))
     with torch.no_grad():
         own = classify(visible, queries, head)

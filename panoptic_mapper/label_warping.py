@@ -7,6 +7,9 @@ inside the image and the surface there is the same one (nothing of j's scene hid
     L = -sum_{u kept} sum_k q_j(u', k) log(p_i(u, k) + floor) / sum_{u kept} sum_k q_j(u', k)
 
 The labels are read at the pixel nearest to u': interpolating across a border gives what neither side says.
+
+The mapper uses the fused operator `label_warp` (cuda/label_warp.h); `warped_cross_entropy` is its twin in plain torch,
+which tests and benchmarks compare it with.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panoptic_mapper import ops
 from panoptic_mapper.association import AssociationConfig
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
@@ -15,7 +16,7 @@ from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_space import UNLABELED
-from panoptic_mapper.label_warping import PixelGrid, one_hot_labels, warped_cross_entropy
+from panoptic_mapper.label_warping import PixelGrid, one_hot_labels
 from panoptic_mapper.losses import (
     LossWeights,
     color_loss,
@@ -199,7 +200,8 @@ class MapOptimizer:
             one_hot_labels(classes, confidence, labels.semantic.shape[-1]),
         ]
         T = inverse_pose(neighbour.T_map_camera) @ keyframe.T_map_camera
-        return warped_cross_entropy(
+        ops.load()
+        loss, _ = torch.ops.panoptic_mapper.label_warp(
             torch.cat([grid.of(labels.panoptic), grid.of(labels.semantic)], dim=-1),
             grid.of(depth),
             to_device(grid.intrinsics(keyframe.camera).to(depth.dtype), depth.device),
@@ -208,6 +210,7 @@ class MapOptimizer:
             to_device(grid.intrinsics(neighbour.camera).to(depth.dtype), depth.device),
             to_device(torch.from_numpy(T).to(depth.dtype), depth.device),
         )
+        return loss
 
     def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
         """Panoptic column [H, W] of each pixel: its stuff class or the query its mask was matched to; -1 = none."""

@@ -256,6 +256,17 @@ def test_bad_arguments_raise(index: int, bad: Callable, message: str, device: st
         operator(*args)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("index", range(8))
+def test_tensors_on_two_devices_raise(index: int) -> None:
+    ops.load()
+    args = arguments(50, 8, 3, 4, "cuda")
+    args[index] = args[index].cpu()
+    with pytest.raises(RuntimeError, match="expected a tensor on"):
+        operator(*args)
+
+
 def test_opcheck(device: str) -> None:
     args = arguments(40, 20, 5, 4, device)
     for i in DIFFERENTIABLE:

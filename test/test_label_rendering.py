@@ -67,7 +67,7 @@ def features_of(classes: list[int], own: list[int], x_m: list[float], head: Pano
     semantics = head.semantic_features(torch.tensor(classes), torch.full((len(classes),), 0.7))
     instances = head.instance_features(head.keys(rows["embeddings"]).detach(), torch.tensor(own))
     means = torch.tensor(x_m)[:, None] * torch.tensor([1.0, 0, 0])
-    return LabelFeatures(semantics.requires_grad_(), instances.requires_grad_(), means)
+    return LabelFeatures.of_each(semantics.requires_grad_(), instances.requires_grad_(), means)
 
 
 def both(weights: Tensor, features: LabelFeatures, rows: Rows, head: PanopticHead) -> list[LabelRendering]:
@@ -183,13 +183,15 @@ def shapes_saved(view: MapView) -> set[tuple[int, ...]]:
     return shapes
 
 
-def test_global_attention_keeps_all_pairs_and_local_those_of_the_view() -> None:
+def test_global_attention_keeps_the_whole_map_and_local_what_is_in_view_and_none_keeps_pairs() -> None:
     (mapper, local_view), (_, global_view) = views("local"), views("global")
-    N, V = len(mapper.map.gaussians), len(local_view.visible_ids)
+    N, V, C = len(mapper.map.gaussians), len(local_view.visible_ids), len(SPACE)
     assert V < 0.6 * N
-    assert (N, 4) in shapes_saved(global_view)
-    local_shapes = shapes_saved(local_view)
-    assert (V, 2) in local_shapes
+    local_shapes, global_shapes = shapes_saved(local_view), shapes_saved(global_view)
+    assert (N, C) in global_shapes
+    assert (N, 4) not in global_shapes
+    assert (V, C) in local_shapes
+    assert (V, 2) not in local_shapes
     assert not any(N in shape for shape in local_shapes)
 
 

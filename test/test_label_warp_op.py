@@ -203,6 +203,17 @@ def test_bad_arguments_raise(index: int, bad: Callable, message: str, device: st
         operator(*args)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("index", range(7))
+def test_tensors_on_two_devices_raise(index: int) -> None:
+    ops.load()
+    args = arguments((6, 8), (6, 8), 3, "cuda")
+    args[index] = args[index].cpu()
+    with pytest.raises(RuntimeError, match="expected a tensor on"):
+        operator(*args)
+
+
 def test_opcheck(device: str) -> None:
     args = arguments((6, 8), (7, 9), 3, device)
     args[0].requires_grad_()

@@ -225,7 +225,8 @@ def test_cached_library_is_found_by_its_sources(tmp_path: Path, monkeypatch: pyt
     sources = ops.source_dir()
     assert sources is not None
     (tmp_path / "panoptic_mapper").mkdir()
-    name = f"kernels-torch{torch.__version__}-{platform.machine()}-{build.source_hash(sources)}.so"
+    monkeypatch.setattr(ops, "_cuda_tag", lambda: "-sm87-sm90")  # a robot's GPU and another
+    name = f"kernels-torch{torch.__version__}-sm87-sm90-{platform.machine()}-{build.source_hash(sources)}.so"
     (tmp_path / "panoptic_mapper" / name).touch()
     assert ops.cached_library() == tmp_path / "panoptic_mapper" / name
 
