@@ -51,11 +51,9 @@ def test_global_attention_keeps_more_and_the_map_stays_as_it_is() -> None:
     assert result["visible"] < result["gaussians"]
     assert 0 < result["queries_in_view"] < result["queries"]
     local_pairs = result["visible"] * result["queries_in_view"]
-    more_bytes = 4 * (
-        result["gaussians"] * result["queries"] - local_pairs
-    )  # of one tensor of scores; there are several
+    more_bytes = 4 * (result["gaussians"] * result["queries"] - local_pairs)  # of one tensor of distributions
     for measure in attention_memory.MEASURES:
-        assert result["global"][measure] > result["local"][measure] + 4 * more_bytes
+        assert result["global"][measure] > result["local"][measure] + more_bytes
 
 
 def test_objects_count_as_seen_with_enough_pixels_that_have_depth() -> None:

@@ -32,8 +32,8 @@ MB = 1e6
 INTRODUCTION = f"""## Memory of local and global attention
 
 Synthetic buildings of more and more rooms, mapped with {FRAMES_PER_ROOM} frames a room and no optimisation; then one
-step on the keyframe that sees the most. Global attention scores all N Gaussians against all Q queries and keeps that
-for the backward pass, as dense cross attention does; local attention the V visible Gaussians and the queries in view.
+step on the keyframe that sees the most. Global attention scores all N Gaussians against all Q queries; local attention
+the V visible Gaussians against the queries in view.
 *Labels keep*: bytes that the backward pass of the label images holds on to, each tensor once. *Step*: the most that the
 whole step, geometry and labels, has allocated at a time beyond the map, which both share.
 """
