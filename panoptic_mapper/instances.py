@@ -14,7 +14,7 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
 from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
 from panoptic_mapper.parameter_table import ParameterTable, Rows
-from panoptic_mapper.transfers import to_device
+from panoptic_mapper.transfers import to_device, to_host
 from panoptic_mapper.visible_queries import CHI2_3_99, holding_dense, holding_sampled, spheres_meet_frustum
 
 logger = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ class InstanceQueries:
             weights: [N] how much each counts, >= 0.
             rows: [N] row of the query that each belongs to, -1 = none.
         """
-        member = rows >= 0
+        member = (rows >= 0).nonzero()[:, 0]
         means, weights, rows = means[member], weights[member], rows[member]
         offsets = means - self.table["centers"][rows]
         whitened = torch.einsum("nij,nj->ni", self.whitenings(rows), offsets) * self.config.spread
@@ -262,10 +262,12 @@ class InstanceQueries:
         centred = offsets - mean[rows]
         outer = weights[:, None, None] * centred[:, :, None] * centred[:, None, :]
         covariance = torch.zeros(len(self), 3, 3, device=means.device).index_add_(0, rows, outer)
+        total, covariance = to_host(total, covariance)  # where their eigenvectors are computed
         fitted = (total > self.config.min_gaussians).nonzero()[:, 0]
         if len(fitted) == 0:
             return
         quats, log_scales = self._shape(covariance[fitted] / total[fitted][:, None, None])
+        fitted = to_device(fitted, means.device)
         centers = self.table["centers"][fitted] + mean[fitted]
         self.table.set_rows(fitted, centers=centers, quats=quats, log_scales=log_scales)
 

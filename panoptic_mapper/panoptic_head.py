@@ -158,5 +158,6 @@ class PanopticHead(nn.Module):
         own_outer = keys[:, :, None] * keys[:, None, :]  # [Q, E, E]
         left = keys.T @ keys + ridge + (OWN_WEIGHT - 1) * own_outer
         right = FEATURE_LOGIT * ((OWN_WEIGHT + 1) * keys - keys.sum(0))  # [Q, E]
-        solutions = torch.linalg.solve(left, right)  # [Q, E]
+        # The ridge makes `left` regular; asking whether it is would make the host wait for a GPU.
+        solutions = torch.linalg.solve_ex(left, right).result  # [Q, E]
         return torch.where((own < 0)[:, None], torch.zeros_like(solutions[:1]), solutions[own.clamp_min(0)])

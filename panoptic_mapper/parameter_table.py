@@ -127,12 +127,13 @@ class ParameterTable:
         self._steps[self._size : end] = 0
         self._size = end
 
-    def keep(self, mask: Tensor) -> None:
-        """Drops the rows where `mask` [N] is False; the order of the others stays."""
+    def keep(self, mask: Tensor) -> Tensor:
+        """Drops the rows where `mask` [N] is False; the order of the others stays. Returns which they were."""
         kept = mask.nonzero()[:, 0]
         for tensor in (self._values, self._moments, self._steps):
             tensor[: len(kept)] = tensor[: self._size][kept]
         self._size = len(kept)
+        return kept
 
     def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
         """Overwrites columns of the rows `ids` [n] and forgets the direction in which these were moving.
