@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
+from panoptic_mapper.transfers import to_host
 
 MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging, and gets none against it
 REFERENCE_PX = 320 * 240  # numbers of pixels are meant for images of this size, and grow with larger ones
@@ -43,6 +44,22 @@ class MaskOverlap:
     shown_px: Tensor  # [Q] pixels that show the query
     min_px: float  # a query shown by fewer pixels tells nothing
 
+    def on_host(self, *others: Tensor) -> tuple[MaskOverlap, list[Tensor]]:
+        """The same in host memory, and other tensors with it: what is small and asked often, for one wait."""
+        intersection, mask_px, query_px, dice_cost, bce, shown_intersection, shown_px, *rest = to_host(
+            self.intersection,
+            self.mask_px,
+            self.query_px,
+            self.dice_cost,
+            self.bce,
+            self.shown_intersection,
+            self.shown_px,
+            *others,
+        )
+        return MaskOverlap(
+            intersection, mask_px, query_px, dice_cost, bce, shown_intersection, shown_px, self.min_px
+        ), rest
+
     def is_covered(self, share: float) -> Tensor:
         """Which masks cover more than a share of the pixels that show which queries: bool [K, Q]."""
         inside = self.shown_intersection / self.shown_px.clamp_min(1) > share
@@ -58,15 +75,17 @@ def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: 
         counted: [H, W] bool, pixels whose 2D label is known and whose surface is in the map.
         num_masks: K.
     """
-    m = masks[counted]  # [P, Q]
-    index = mask_index[counted].long()
+    pixels = counted.flatten().nonzero()[:, 0]  # [P], once: a GPU waits for each selection by a mask
+    m = masks.flatten(0, 1)[pixels]  # [P, Q]
+    index = mask_index.flatten()[pixels].long()
     shown = (m > 0.5).to(m.dtype)  # the little that a query has in each of 10^5 pixels makes it seen nowhere
-    per_mask = m.new_zeros(num_masks + 1, 4 * m.shape[1])
+    ones = m.new_ones(len(m), 1)  # their sums are pixels
+    per_mask = m.new_zeros(num_masks + 1, 4 * m.shape[1] + 1)
     bounded = m.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)  # in the logarithms only: a floor in each of 10^5
     log_in, log_out = -bounded.log(), -(1 - bounded).log()  # pixels would make a hundred of them out of nothing
-    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out, shown], dim=1))
-    intersection, inside, outside, shown_intersection = per_mask.reshape(num_masks + 1, 4, m.shape[1]).unbind(1)
-    mask_px = torch.bincount(index, minlength=num_masks + 1).to(m.dtype)
+    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out, shown, ones], dim=1))
+    intersection, inside, outside, shown_intersection, mask_px = per_mask.split([*4 * [m.shape[1]], 1], dim=1)
+    mask_px = mask_px[:, 0]
     query_px = m.sum(0)
     both_px = (mask_px[:, None] + query_px).clamp_min(1)  # pixels of both count twice, as dice wants it
     bce = (inside + log_out.sum(0) - outside) / both_px
@@ -95,7 +114,7 @@ def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationCo
     shows more of an object of which only a part was known.
 
     Args:
-        overlap: of K masks and Q queries.
+        overlap: of K masks and Q queries, in host memory.
         class_probs: [K, Q] probability that query q has the class of mask k.
         config: weights and threshold.
     """
@@ -103,9 +122,8 @@ def match_masks(overlap: MaskOverlap, class_probs: Tensor, config: AssociationCo
     is_part = overlap.is_covered(config.covered_share) & (class_probs > 0.5)
     rejected = (cost > config.max_cost) & ~is_part
     cost = cost + config.bce_weight * overlap.bce
-    rows, columns = linear_sum_assignment(torch.where(rejected, cost + 1e3, cost).cpu().numpy())
-    refused = rejected.cpu()
-    return [(int(k), int(q)) for k, q in zip(rows, columns, strict=True) if not refused[k, q]]
+    rows, columns = linear_sum_assignment(torch.where(rejected, cost + 1e3, cost).numpy())
+    return [(int(k), int(q)) for k, q in zip(rows, columns, strict=True) if not rejected[k, q]]
 
 
 def match_parts(

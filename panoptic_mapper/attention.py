@@ -44,12 +44,13 @@ def squared_distances(means: Tensor, centers: Tensor, whitenings: Tensor) -> Ten
 
 def panoptic_distribution(
     class_probs: Tensor,  # [V, C] sums to 1
-    is_thing: Tensor,  # [C] bool
+    stuff_classes: Tensor,  # [S] class indices
+    thing_classes: Tensor,  # [T] the others
     scores: Tensor,  # [V, Q]
 ) -> Tensor:
     """The panoptic distribution [V, S + 1 + Q] over [stuff classes | unassigned thing | queries]; sums to 1."""
-    stuff = class_probs[:, ~is_thing]
-    thing_mass = class_probs[:, is_thing].sum(-1, keepdim=True)
+    stuff = class_probs[:, stuff_classes]
+    thing_mass = class_probs[:, thing_classes].sum(-1, keepdim=True)
     unassigned = scores.new_full((len(scores), 1), UNASSIGNED_SCORE)
     with_unassigned = torch.cat([unassigned, scores], dim=1)
     return torch.cat([stuff, thing_mass * with_unassigned / with_unassigned.sum(-1, keepdim=True)], dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from panoptic_mapper.instances import InstanceQueries, rows_of
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_space import LabelSpace
-from panoptic_mapper.objects import extract_objects
+from panoptic_mapper.objects import ObjectExtractor
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, PanopticView
@@ -114,7 +114,9 @@ def side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 @torch.no_grad()
-def map_snapshot(frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray, stamp_ns: int) -> MapSnapshot:
+def map_snapshot(
+    frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray, stamp_ns: int, extractor: ObjectExtractor
+) -> MapSnapshot:
     """The surface points with their labels, and the objects, in host memory. Any thread may make it."""
     with _beside(frozen):
         opaque = frozen["opacity_logits"][:, 0].sigmoid() > MIN_OPACITY
@@ -128,17 +130,19 @@ def map_snapshot(frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray, sta
             class_indices=class_index[opaque].int().cpu().numpy(),
             instance_ids=instance_id[opaque].int().cpu().numpy(),
             confidences=(frozen["confidence_permille"][opaque] / 1000).float().cpu().numpy(),
-            objects=_objects(frozen, rows, is_object, label_space, up),
+            objects=_objects(frozen, rows, is_object, label_space, up, extractor),
             label_space=label_space,
         )
 
 
 @torch.no_grad()
-def map_objects(frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray) -> tuple[MapObject, ...]:
+def map_objects(
+    frozen: FrozenMap, label_space: LabelSpace, up: np.ndarray, extractor: ObjectExtractor
+) -> tuple[MapObject, ...]:
     """The objects that have enough Gaussians to have an extent, by ascending id."""
     with _beside(frozen):
         rows = _member_rows(frozen, frozen.ids, frozen.shown_rows)
-        return _objects(frozen, rows, frozen.is_object(_sizes(rows, len(frozen))), label_space, up)
+        return _objects(frozen, rows, frozen.is_object(_sizes(rows, len(frozen))), label_space, up, extractor)
 
 
 @torch.no_grad()
@@ -165,16 +169,21 @@ def _beside(frozen: FrozenMap) -> AbstractContextManager:
 
 
 def _objects(
-    frozen: FrozenMap, rows: Tensor, is_object: Tensor, label_space: LabelSpace, up: np.ndarray
+    frozen: FrozenMap,
+    rows: Tensor,
+    is_object: Tensor,
+    label_space: LabelSpace,
+    up: np.ndarray,
+    extractor: ObjectExtractor,
 ) -> tuple[MapObject, ...]:
     """The queries that are objects [Q], with the extent of the Gaussians whose row [N] is theirs."""
     member = rows >= 0
-    points, numbers = frozen["means"][member], rows[member] + 1  # 0 would be no object
-    extents = extract_objects(points.cpu().numpy(), numbers.cpu().numpy(), up)
+    points, numbers = frozen["means"][member], frozen.ids[rows[member]]
+    extents = extractor.extract(points.cpu().numpy(), numbers.cpu().numpy(), up)
     ids, classes = frozen.ids.tolist(), frozen.classes.tolist()
     objects = []
     for row in is_object.nonzero()[:, 0].tolist():
-        extent = extents[row + 1]
+        extent = extents[ids[row]]
         objects.append(
             MapObject(
                 id=ids[row],

@@ -143,8 +143,7 @@ class GaussianMap:
 
     def keep(self, mask: Tensor) -> None:
         """Drops the Gaussians where `mask` [N] is False."""
-        self.table.keep(mask)
-        self._book = self._book[mask]
+        self._book = self._book[self.table.keep(mask)]
 
     def restore(self, columns: dict[str, Tensor], book: dict[str, Tensor]) -> None:
         """Fills an empty map with saved learnable and bookkeeping columns."""

@@ -14,16 +14,14 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
 from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
 from panoptic_mapper.parameter_table import ParameterTable, Rows
-from panoptic_mapper.transfers import to_device
+from panoptic_mapper.transfers import to_device, to_host
+from panoptic_mapper.visible_queries import CHI2_3_99, holding_dense, holding_sampled, spheres_meet_frustum
 
 logger = logging.getLogger(__name__)
 
 MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
-CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
 REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the seen ones (standard deviation)
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
-SAMPLE = 4096  # visible Gaussians that are compared with queries at once
-MAX_SAMPLES = 16  # into which the visible Gaussians of a view are divided for that
 BULK = 0.05  # quantile of a new query's points, on both sides of which all but a few lie
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
 PART_PRIOR = 1.5  # votes for one object with which a mask on an object becomes a query of its own
@@ -162,20 +160,12 @@ class InstanceQueries:
         """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian of the view [V, 3]."""
         if len(self) == 0 or len(visible_means) == 0:
             return torch.zeros(0, dtype=torch.int64, device=visible_means.device)
-        centers = transform(T_camera_map, self.table["centers"])
+        centers, means = self.table["centers"], visible_means.detach()
         radius = CHI2_3_99**0.5 * self.table["log_scales"].amax(1).exp()
-        candidates = _sphere_meets_frustum(centers, radius, camera).nonzero()[:, 0]
-        means = visible_means.detach()
-        stride = min(1 + len(means) // SAMPLE, MAX_SAMPLES)
-        held = torch.zeros(len(candidates), dtype=torch.bool, device=means.device)
-        for start in range(stride):  # the first sample finds most of them, so that few are asked of all Gaussians
-            missing = (~held).nonzero()[:, 0]
-            if len(missing) == 0:
-                break
-            rows = candidates[missing]
-            distances = squared_distances(means[start::stride], self.table["centers"][rows], self.whitenings(rows))
-            held[missing] = distances.amin(0) < CHI2_3_99
-        return candidates[held]
+        meets = spheres_meet_frustum(transform(T_camera_map, centers), radius, camera)
+        holding = holding_dense if means.is_cuda else holding_sampled
+        whitenings = whitening_matrices(self.table["quats"], self.table["log_scales"])
+        return holding(means, centers, whitenings, meets).nonzero()[:, 0]
 
     def whitenings(self, rows: Tensor) -> Tensor:
         """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
@@ -261,7 +251,7 @@ class InstanceQueries:
             weights: [N] how much each counts, >= 0.
             rows: [N] row of the query that each belongs to, -1 = none.
         """
-        member = rows >= 0
+        member = (rows >= 0).nonzero()[:, 0]
         means, weights, rows = means[member], weights[member], rows[member]
         offsets = means - self.table["centers"][rows]
         whitened = torch.einsum("nij,nj->ni", self.whitenings(rows), offsets) * self.config.spread
@@ -272,10 +262,12 @@ class InstanceQueries:
         centred = offsets - mean[rows]
         outer = weights[:, None, None] * centred[:, :, None] * centred[:, None, :]
         covariance = torch.zeros(len(self), 3, 3, device=means.device).index_add_(0, rows, outer)
+        total, covariance = to_host(total, covariance)  # where their eigenvectors are computed
         fitted = (total > self.config.min_gaussians).nonzero()[:, 0]
         if len(fitted) == 0:
             return
         quats, log_scales = self._shape(covariance[fitted] / total[fitted][:, None, None])
+        fitted = to_device(fitted, means.device)
         centers = self.table["centers"][fitted] + mean[fitted]
         self.table.set_rows(fitted, centers=centers, quats=quats, log_scales=log_scales)
 
@@ -335,17 +327,3 @@ def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:
 def gathered_geometry(rows: Rows) -> tuple[Tensor, Tensor]:
     """Centres [Q, 3] and whitening matrices [Q, 3, 3] of gathered queries, differentiable."""
     return rows["centers"], whitening_matrices(rows["quats"], rows["log_scales"])
-
-
-def _sphere_meets_frustum(centers: Tensor, radius: Tensor, camera: PinholeCamera) -> Tensor:
-    """Which spheres [Q] (camera frame, m) are not wholly outside one of the frustum's side planes or behind it."""
-    x, y, z = centers.unbind(-1)
-    inside = z > -radius
-    for axis, focal, center, size in (
-        (x, camera.fx, camera.cx, camera.width),
-        (y, camera.fy, camera.cy, camera.height),
-    ):
-        low, high = -(center + 0.5) / focal, (size - 0.5 - center) / focal  # tangents of the border rays
-        inside &= (axis - low * z) / (1 + low * low) ** 0.5 > -radius
-        inside &= (high * z - axis) / (1 + high * high) ** 0.5 > -radius
-    return inside

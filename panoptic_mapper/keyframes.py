@@ -217,24 +217,22 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str,
 
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
     """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
-    instance = np.where(segmentation.semantic > 0, segmentation.instance, 0)
-    index, num = _numbered(instance)
-    num_classes = int(segmentation.semantic.max(initial=0)) + 1
-    votes = np.bincount(index.ravel() * num_classes + segmentation.semantic.ravel(), minlength=num * num_classes)
-    classes = votes.reshape(num, num_classes).argmax(1)
-    scores = np.ones(num)
-    area = np.bincount(index.ravel(), minlength=num)
-    if segmentation.confidence is not None:
-        total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=num)
-        scores = total / np.maximum(area, 1)
-    return index, classes.tolist(), scores.tolist(), area.tolist()
-
-
-def _numbered(ids: np.ndarray) -> tuple[np.ndarray, int]:
-    """Ids >= 0 as the numbers 0, 1, 2 ... in their order, int32, where 0 stays 0; and one more than the largest."""
-    if ids.max(initial=0) >= ids.size:  # a table of all possible ids would be larger than the image
-        present, index = np.unique(np.append(ids.ravel(), 0), return_inverse=True)
-        return index[:-1].reshape(ids.shape).astype(np.int32), len(present)
-    is_present = np.bincount(ids.ravel(), minlength=1) > 0
+    semantic, instance = segmentation.semantic, segmentation.instance
+    num_classes, num_ids = int(semantic.max(initial=0)) + 1, int(instance.max(initial=0)) + 1
+    if num_ids > instance.size:  # a table of all possible ids would be larger than the image
+        present, instance = np.unique(np.append(instance.ravel(), 0), return_inverse=True)
+        instance, num_ids = instance[:-1].reshape(semantic.shape), len(present)
+    keys = instance.astype(np.int64) * num_classes + semantic
+    votes = np.bincount(keys.ravel(), minlength=num_ids * num_classes).reshape(num_ids, num_classes)
+    votes[0] += votes[1:].sum(0) * (np.arange(num_classes) == 0)  # what is unlabeled is in no mask
+    votes[1:, 0] = 0
+    area = votes.sum(1)
+    is_present = area > 0
     is_present[0] = True
-    return (np.cumsum(is_present) - 1).astype(np.int32)[ids], int(is_present.sum())
+    index = (np.cumsum(is_present) - 1).astype(np.int32)[instance] * (semantic > 0)
+    votes, area = votes[is_present], area[is_present]
+    scores = np.ones(len(area))
+    if segmentation.confidence is not None:
+        total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=len(area))
+        scores = total / np.maximum(area, 1)
+    return index, votes.argmax(1).tolist(), scores.tolist(), area.tolist()

@@ -124,7 +124,7 @@ def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Clas
 def blend_labels(view: ProjectedView, visible: Classification, head: PanopticHead) -> LabelRendering:
     """Splats the distributions of the visible Gaussians."""
     distribution, class_probs = visible.distribution, visible.class_probs
-    blended = view.blend(torch.cat([distribution, class_probs[:, head.is_thing]], dim=1))
+    blended = view.blend(torch.cat([distribution, class_probs[:, head.columns.thing_classes]], dim=1))
     split = distribution.shape[1]
     return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.columns)
 
@@ -150,4 +150,5 @@ def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, h
     panoptic, class_probs = (p.unflatten(0, alpha.shape[:2]) * alpha for p in (pixels.distribution, pixels.class_probs))
     with torch.no_grad():
         own = classify(visible, queries, head)
-    return LabelRendering(panoptic, class_probs[..., head.is_thing], own.distribution, own.class_probs, head.columns)
+    things = class_probs[..., head.columns.thing_classes]
+    return LabelRendering(panoptic, things, own.distribution, own.class_probs, head.columns)

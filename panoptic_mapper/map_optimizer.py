@@ -146,7 +146,7 @@ class MapOptimizer:
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
         columns = labels.columns
-        semantic_targets = columns.semantic_of_classes()[self._class_targets(keyframe)]
+        semantic_targets = columns.semantic_of_classes[self._class_targets(keyframe)]
         targets, weights = self._panoptic_targets(keyframe, view), self._target_weights(keyframe)
         log_semantic, log_panoptic = view.log_labels(labels)
         terms = {
@@ -193,7 +193,7 @@ class MapOptimizer:
         depth = torch.where(rendering.alpha.detach() > 0.5, rendering.depth.detach(), 0)
         num_panoptic, columns = labels.panoptic.shape[-1], labels.columns
         targets = grid.of(self._panoptic_targets(neighbour, view))
-        classes = grid.of(columns.semantic_of_classes()[self._class_targets(neighbour)])
+        classes = grid.of(columns.semantic_of_classes[self._class_targets(neighbour)])
         confidence = grid.of(self._target_weights(neighbour))
         observed = [
             one_hot_labels(targets, confidence, num_panoptic),
@@ -222,7 +222,7 @@ class MapOptimizer:
         in_mask = columns.of_queries(mask_position)[keyframe.mask_index.long()]
         if keyframe.disputed is not None:
             in_mask = torch.where(keyframe.disputed, -1, in_mask)
-        return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes()[keyframe.semantic.long()])
+        return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes[keyframe.semantic.long()])
 
 
 def _told(keyframe: Keyframe) -> Tensor:

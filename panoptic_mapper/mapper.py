@@ -41,6 +41,7 @@ from panoptic_mapper.object_discovery import (
     open_queries,
     refit_queries,
 )
+from panoptic_mapper.objects import ObjectExtractor
 from panoptic_mapper.offline import OfflineConfig
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
@@ -123,6 +124,7 @@ class PanopticMapper:
         self.up = np.array(UP_AXES.get(config.up_axis, UP_AXES["z"]), dtype=np.float64)  # [3] map frame
         self.num_frames = 0
         self.last_stamp_ns = 0
+        self._extractor = ObjectExtractor()
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._frames_for_up: list[Frame] = []
 
@@ -257,11 +259,12 @@ class PanopticMapper:
         """
         frozen = extraction.freeze(self.map)
         label_space, up, stamp_ns = self.label_space, self.up.copy(), self.last_stamp_ns
-        return lambda: extraction.map_snapshot(frozen, label_space, up, stamp_ns)
+        extractor = self._extractor
+        return lambda: extraction.map_snapshot(frozen, label_space, up, stamp_ns, extractor)
 
     def objects(self) -> tuple[MapObject, ...]:
         """The objects of the map, by ascending id."""
-        return extraction.map_objects(extraction.freeze(self.map), self.label_space, self.up)
+        return extraction.map_objects(extraction.freeze(self.map), self.label_space, self.up, self._extractor)
 
     def at_mapping_size(self, frame: Frame) -> Frame:
         """The frame at the resolution at which it is mapped: never larger than it came."""

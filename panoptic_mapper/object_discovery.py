@@ -21,6 +21,7 @@ from panoptic_mapper.keyframes import Keyframe, KeyframeStore
 from panoptic_mapper.label_space import UNLABELED
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.transfers import to_device
 
 MIN_LABELLED_SHARE = 0.5  # a query with fewer labelled pixels is not contradicted: the 2D model did not say what it is
 
@@ -46,24 +47,24 @@ def associate(
     Returns:
         The masks that lie on an object that has another mask too: parts of it, or objects of their own.
     """
-    rows = view.queries.ids.cpu()
-    if not keyframe.has_labels or len(rows) == 0 or keyframe.revision == queries.revision:
+    if not keyframe.has_labels or len(view.queries) == 0 or keyframe.revision == queries.revision:
         return []
     num_masks = len(keyframe.mask_ids) - 1
     same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
     explained = (rendering.alpha > 0.5) & (same_surface | (keyframe.depth == 0))
     overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
-    class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T.to(masks)
+    explained_px = ((masks > 0.5) & explained[..., None]).sum((0, 1))
+    overlap, (rows, explained_px) = overlap.on_host(view.queries.ids, explained_px)
+    class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T
     matches = match_masks(overlap, class_probs, config)
-    total_px = torch.tensor(keyframe.mask_px[1:], device=masks.device)
-    parts = match_parts(overlap, total_px, matches, config)
+    parts = match_parts(overlap, torch.tensor(keyframe.mask_px[1:]), matches, config)
     min_px = queries.config.min_mask_px * pixel_scale(keyframe.mask_index)
     parts = [(k, q) for k, q in parts if keyframe.mask_px[k + 1] >= min_px]
     own = torch.full((num_masks + 1,), -1)
     for mask, query in matches + parts:
         keyframe.mask_ids[mask + 1] = int(queries.ids[rows[query]])
         own[mask + 1] = query
-    sighting = _sighting(keyframe, queries.ids[rows], overlap, (masks[explained] > 0.5).sum(0), config)
+    sighting = _sighting(keyframe, queries.ids[rows], overlap, explained_px, config)
     queries.replace_sighting(keyframe.sighting, sighting)
     keyframe.sighting, keyframe.revision = sighting, queries.revision
     keyframe.disputed = _disputed(keyframe, own, overlap, masks, queries.votes[rows[:, None], rows], config)
@@ -76,18 +77,18 @@ def _sighting(
     """What a keyframe's masks say about the queries `ids` [Q] in view, shown in `explained_px` [Q], labelled or not."""
     is_labelled = (overlap.shown_px > MIN_LABELLED_SHARE * explained_px) & (overlap.shown_px > overlap.min_px)
     is_covered = overlap.is_covered(config.covered_share).sum(0) > 0
-    is_contradicted = (is_labelled & ~is_covered).cpu() & ~torch.isin(ids, torch.tensor(keyframe.mask_ids))
-    is_visible = (explained_px > overlap.min_px).cpu()
-    return Sighting(ids, same_object_votes(overlap, config).cpu(), is_contradicted.long(), is_visible.long())
+    is_contradicted = is_labelled & ~is_covered & ~torch.isin(ids, torch.tensor(keyframe.mask_ids))
+    is_visible = explained_px > overlap.min_px
+    return Sighting(ids, same_object_votes(overlap, config), is_contradicted.long(), is_visible.long())
 
 
 def _disputed(
     keyframe: Keyframe, own: Tensor, overlap: MaskOverlap, masks: Tensor, votes: Tensor, config: AssociationConfig
 ) -> Tensor:
     """Pixels [H, W] bool in a mask that also covers another object than its `own` [K + 1], where the map shows that."""
-    covered = overlap.is_covered(config.covered_share).cpu()
+    covered = overlap.is_covered(config.covered_share)
     other = covered & (votes[own[1:].clamp_min(0)] < 0) & (own[1:] >= 0)[:, None]  # [K, Q]
-    other = torch.cat([other.new_zeros(1, masks.shape[-1]), other]).to(masks.device)
+    other = to_device(torch.cat([other.new_zeros(1, masks.shape[-1]), other]), masks.device)
     shown = masks.argmax(-1)
     return other[keyframe.mask_index.long(), shown] & (masks.gather(-1, shown[..., None])[..., 0] > 0.5)
 
@@ -107,20 +108,22 @@ def open_queries(
     its class are then what tells that it is a known object. `parts` get a query of their own on trial: most often
     the 2D model has cut an object in two, and the votes of other keyframes soon merge them again.
     """
-    T_map_camera = torch.from_numpy(keyframe.T_map_camera).float().to(keyframe.depth.device)
+    T_map_camera = to_device(torch.from_numpy(keyframe.T_map_camera).float(), keyframe.depth.device)
     points = transform(T_map_camera, backproject(keyframe.depth, keyframe.camera))
     usable = usable_depth(keyframe.depth, density)
-    new_ids = []
-    for mask in range(1, len(keyframe.mask_ids)):
-        if keyframe.mask_ids[mask] and mask not in parts:
-            continue
+    new_ids: list[int] = []
+    unmatched = [mask for mask in range(1, len(keyframe.mask_ids)) if not keyframe.mask_ids[mask] or mask in parts]
+    if not unmatched:
+        return new_ids
+    candidates = view.queries.ids.cpu()
+    for mask in unmatched:
         inside = points[(keyframe.mask_index == mask) & usable]
         if len(inside) < map.queries.config.min_mask_px * pixel_scale(keyframe.mask_index):
             continue
         class_index = keyframe.mask_classes[mask]
         row = -1
         if mask not in parts:
-            row = _object_at(inside, class_index, keyframe, view.queries.ids.cpu(), map.queries, config)
+            row = _object_at(inside, class_index, keyframe, candidates, map.queries, config)
         if row >= 0:
             keyframe.mask_ids[mask] = int(map.queries.ids[row])
         elif not map.queries.is_full():
@@ -143,7 +146,8 @@ def _object_at(
     candidates = candidates[~taken & same_class]
     if len(candidates) == 0:
         return -1
-    share, best = queries.share_near(points[:: max(1, len(points) // 500)], candidates).max(0)
+    near = queries.share_near(points[:: max(1, len(points) // 500)], to_device(candidates, points.device))
+    share, best = near.cpu().max(0)
     return int(candidates[best]) if share >= config.near_share else -1
 
 
@@ -161,16 +165,17 @@ def label_from(
     at = depth_at_centers(book["means"][ids], keyframe, surface, density)
     on_surface = at.valid & ((at.depth - at.surface).abs() < tolerance(at.surface, density))
     on_surface &= keyframe.semantic[at.v, at.u] > 0
-    ids, u, v = ids[on_surface], at.u[on_surface], at.v[on_surface]
-    public_ids = torch.tensor(keyframe.mask_ids, device=ids.device)[keyframe.mask_index[v, u].long()]
+    public_ids = to_device(torch.tensor(keyframe.mask_ids), ids.device)[keyframe.mask_index[at.v, at.u].long()]
     old_class = book["class_index"][ids].long()
     is_lost = map.head.is_thing[old_class] & (map.queries.rows_of(book["instance_id"][ids].long()) < 0)
-    is_new = torch.isin(public_ids, torch.tensor(new_ids, dtype=torch.int64, device=ids.device))
-    chosen = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | is_new
-    ids, u, v, public_ids = ids[chosen], u[chosen], v[chosen], public_ids[chosen]
+    is_new = torch.isin(public_ids, to_device(torch.tensor(new_ids, dtype=torch.int64), ids.device))
+    is_due = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | is_new
+    chosen = (on_surface & is_due).nonzero()[:, 0]
+    ids, u, v, public_ids = ids[chosen], at.u[chosen], at.v[chosen], public_ids[chosen]
     class_index = keyframe.semantic[v, u].long()
     rows = map.queries.rows_of(public_ids)
-    in_view = torch.unique(rows[rows >= 0])
+    is_in_view = torch.zeros(len(map.queries) + 1, dtype=torch.bool, device=ids.device)
+    in_view = is_in_view.index_fill_(0, rows + 1, True)[1:].nonzero()[:, 0]  # row -1, no query, is the first entry
     keys = map.head.keys(map.queries.table["embeddings"][in_view])
     own = torch.where(rows >= 0, torch.searchsorted(in_view, rows), -1)
     semantics = map.head.semantic_features(class_index, keyframe.confidence[v, u])

@@ -39,13 +39,35 @@ def extract_objects(
     up: np.ndarray,  # [3] map frame
 ) -> dict[int, ObjectGeometry]:
     """The geometry of every instance id that has a point, by ascending id."""
-    objects = {}
-    for instance_id, own in _grouped(np.asarray(points, np.float64), instance_ids):
-        kept = without_strays(own)
-        aabb_min, aabb_max = aabb(kept)
-        box = upright_box(kept, up)
-        objects[instance_id] = ObjectGeometry(kept.mean(0), box, aabb_min, aabb_max, len(own))
-    return objects
+    return ObjectExtractor().extract(points, instance_ids, up)
+
+
+class ObjectExtractor:
+    """Does `extract_objects` again and again, anew only for objects of which a point has moved, come or gone.
+
+    A camera moves few of a building's objects. What is known is replaced as a whole, so that two threads may ask: at
+    worst both compute the same.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[np.ndarray, np.ndarray, ObjectGeometry]] = {}  # id -> points, up, what came out
+
+    def extract(self, points: np.ndarray, instance_ids: np.ndarray, up: np.ndarray) -> dict[int, ObjectGeometry]:
+        """See `extract_objects`."""
+        up, before, now = np.array(up, np.float64), self._known, {}
+        for instance_id, own in _grouped(np.asarray(points), np.asarray(instance_ids)):
+            known = before.get(instance_id)
+            if known is None or not (np.array_equal(known[0], own) and np.array_equal(known[1], up)):
+                known = (own.copy(), up, _geometry(own.astype(np.float64), up))
+            now[instance_id] = known
+        self._known = now
+        return {instance_id: geometry for instance_id, (_, _, geometry) in now.items()}
+
+
+def _geometry(points: np.ndarray, up: np.ndarray) -> ObjectGeometry:
+    kept = without_strays(points)
+    aabb_min, aabb_max = aabb(kept)
+    return ObjectGeometry(kept.mean(0), upright_box(kept, up), aabb_min, aabb_max, len(points))
 
 
 def upright_box(points: np.ndarray, up: np.ndarray) -> Box:
@@ -87,26 +109,33 @@ def aabb(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def without_strays(points: np.ndarray) -> np.ndarray:
     """The points [n, 3] of all clusters that hold at least `MIN_CLUSTER_SHARE` of them; never empty for n >= 1."""
     points = _checked(points)
-    origin = points.min(0)
-    cell = max(CLUSTER_CELL_M, float(np.ptp(points, axis=0).max()) / (MAX_CELLS_PER_AXIS - 1))
-    cells = ((points - origin) / cell).astype(np.int64)
-    occupied = np.zeros(cells.max(0) + 1, bool)
-    occupied[tuple(cells.T)] = True
+    axes = np.ascontiguousarray(points.T)  # [3, n]
+    origin, end = axes.min(1), axes.max(1)
+    cell = max(CLUSTER_CELL_M, float((end - origin).max()) / (MAX_CELLS_PER_AXIS - 1))
+    cells = ((axes - origin[:, None]) / cell).astype(np.int64)
+    shape = tuple(cells.max(1) + 1)
+    flat = (cells[0] * shape[1] + cells[1]) * shape[2] + cells[2]
+    occupied = np.zeros(shape, bool)
+    occupied.ravel()[flat] = True
     clusters, _ = ndimage.label(occupied, np.ones((3, 3, 3)))
-    own = clusters[tuple(cells.T)]
+    own = clusters.ravel()[flat]
     sizes = np.bincount(own)
     keep = sizes >= min(MIN_CLUSTER_SHARE * len(points), sizes.max())
     return points[keep[own]]
 
 
 def _grouped(points: np.ndarray, ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    order = np.argsort(ids, kind="stable")
-    order = order[ids[order] > 0]
-    if len(order) == 0:
+    """The points [n, 3] of each id above 0, ids ascending, points in their order."""
+    rows = np.flatnonzero(ids > 0)
+    if len(rows) == 0:
         return
-    unique, starts = np.unique(ids[order], return_index=True)
-    for instance_id, rows in zip(unique.tolist(), np.split(order, starts[1:]), strict=True):
-        yield instance_id, points[rows]
+    own = ids[rows]
+    if own.max() < 1 << 16:
+        own = own.astype(np.uint16)  # short numbers are sorted by their digits, 10 times as fast
+    order = np.argsort(own, kind="stable")
+    own, grouped = own[order], points[rows[order]]
+    starts = np.flatnonzero(np.diff(own)) + 1
+    yield from zip(own[np.r_[0, starts]].tolist(), np.split(grouped, starts), strict=True)
 
 
 def upright_axes(up: np.ndarray) -> np.ndarray:
@@ -128,31 +157,43 @@ def _footprint_yaw(xy: np.ndarray) -> float:
     Minimises log(area) plus the entropies of the two projections, which drop when straight faces line up. Area alone
     cannot tell the two visible faces of a cupboard from a rectangle along their diagonal: both are equal.
     """
-    xy = xy[:: -(-len(xy) // MAX_YAW_POINTS)]
+    x, y = np.ascontiguousarray(xy[:: -(-len(xy) // MAX_YAW_POINTS)].T)
     yaws = np.deg2rad(np.arange(0, 90, YAW_STEP_DEG))
-    cos, sin = np.cos(yaws), np.sin(yaws)
+    cos, sin = np.cos(yaws)[:, None], np.sin(yaws)[:, None]
     cost = np.zeros(len(yaws))
-    for side in (np.outer(xy[:, 0], cos) + np.outer(xy[:, 1], sin), np.outer(xy[:, 1], cos) - np.outer(xy[:, 0], sin)):
-        low, high = _trimmed_range(side)
-        cost += np.log(high - low + MIN_EDGE_M) + _entropies(side)
+    for side in (cos * x + sin * y, cos * y - sin * x):  # [yaws, n]
+        ordered = np.sort(side, axis=1)
+        low, high = _trimmed(ordered)
+        cost += np.log(high - low + MIN_EDGE_M) + _entropies(side, ordered[:, 0], ordered[:, -1])
     return float(yaws[np.argmin(cost)])
 
 
-def _entropies(values: np.ndarray) -> np.ndarray:
-    """Entropy of each column's histogram [n, m] -> [m], smoothed so that the place of the bins matters little."""
-    bin_m = max(HISTOGRAM_BIN_M, float(np.ptp(values, axis=0).max()) / MAX_HISTOGRAM_BINS)
-    bins = ((values - values.min(0)) / bin_m).astype(np.int64) + 1
-    num_bins, num_columns = int(bins.max()) + 2, values.shape[1]  # an empty bin at each end
-    flat = (bins + np.arange(num_columns) * num_bins).ravel()
-    shares = np.bincount(flat, minlength=num_columns * num_bins).reshape(num_columns, num_bins) / len(values)
-    shares = ndimage.convolve1d(shares, [0.25, 0.5, 0.25], axis=1)
+def _entropies(values: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Entropy of each row's histogram [m, n] -> [m], smoothed so that the place of the bins matters little.
+
+    Args:
+        lowest: [m] smallest value of each row.
+        highest: [m] largest value of each row.
+    """
+    bin_m = max(HISTOGRAM_BIN_M, float((highest - lowest).max()) / MAX_HISTOGRAM_BINS)
+    bins = ((values - lowest[:, None]) / bin_m).astype(np.int64) + 1
+    num_bins = int(bins.max()) + 2  # an empty bin at each end
+    bins += np.arange(len(values))[:, None] * num_bins
+    counts = np.bincount(bins.ravel(), minlength=len(values) * num_bins).reshape(len(values), num_bins)
+    shares = ndimage.convolve1d(counts / values.shape[1], [0.25, 0.5, 0.25], axis=1)
     return -(shares * np.log(np.maximum(shares, 1e-12))).sum(1)
 
 
-def _trimmed_range(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Percentiles of each column; of fewer than 50 points none is trimmed (each may be a corner)."""
-    low, high = np.percentile(values, [TRIM_PERCENT, 100 - TRIM_PERCENT], axis=0, method="nearest")
-    return low, high
+def _trimmed_range(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper end [3] of points [n, 3] along each axis, trimmed."""
+    return _trimmed(np.sort(np.ascontiguousarray(points.T), axis=1))
+
+
+def _trimmed(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles of rows [m, n] that ascend; of fewer than 50 points none is trimmed (each may be a corner)."""
+    last = ordered.shape[1] - 1
+    low, high = (round(last * (percent / 100)) for percent in (TRIM_PERCENT, 100 - TRIM_PERCENT))
+    return ordered[:, low], ordered[:, high]
 
 
 def _checked(points: np.ndarray) -> np.ndarray:

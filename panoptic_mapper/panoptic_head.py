@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +44,17 @@ class PanopticColumns:
     def first_query(self) -> int:
         return self.num_stuff + 1
 
+    @cached_property
     def semantic_of_classes(self) -> Tensor:
         """The column [C] of each class in semantic images; -1 for "unlabeled", which is no target."""
         columns = torch.cat([self.stuff_classes, self.thing_classes]).argsort()
-        columns[UNLABELED] = -1
+        columns[UNLABELED].fill_(-1)
         return columns
 
+    @cached_property
     def stuff_of_classes(self) -> Tensor:
         """The panoptic column [C] of each stuff class; -1 for things and for "unlabeled"."""
-        columns = self.semantic_of_classes()
-        columns[self.thing_classes] = -1
-        return columns
+        return self.semantic_of_classes.index_fill(0, self.thing_classes, -1)
 
     def of_queries(self, queries: Tensor) -> Tensor:
         """The columns of queries in view (any shape, number within the view); -1 stays -1."""
@@ -157,5 +158,6 @@ class PanopticHead(nn.Module):
         own_outer = keys[:, :, None] * keys[:, None, :]  # [Q, E, E]
         left = keys.T @ keys + ridge + (OWN_WEIGHT - 1) * own_outer
         right = FEATURE_LOGIT * ((OWN_WEIGHT + 1) * keys - keys.sum(0))  # [Q, E]
-        solutions = torch.linalg.solve(left, right)  # [Q, E]
+        # The ridge makes `left` regular; asking whether it is would make the host wait for a GPU.
+        solutions = torch.linalg.solve_ex(left, right).result  # [Q, E]
         return torch.where((own < 0)[:, None], torch.zeros_like(solutions[:1]), solutions[own.clamp_min(0)])

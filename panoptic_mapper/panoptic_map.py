@@ -155,7 +155,7 @@ class PanopticMap:
         rows = torch.arange(len(self.queries), device=device) if self.labels.attention == "global" else in_view
         queries = self.queries.table.gather(rows)
         is_in_view = torch.zeros(len(self.queries), dtype=torch.bool, device=device)
-        is_in_view[in_view] = True
+        is_in_view.index_fill_(0, in_view, True)
         table = self.gaussians.table
         return MapView(
             candidates, queries, is_in_view[rows], projection, self.head, self.labels, table, camera, T_camera_map

@@ -118,7 +118,7 @@ class ParameterTable:
         missing = set(self.widths) ^ set(columns)
         if missing:
             raise ValueError(f"append: columns {sorted(missing)} are missing or unknown")
-        new = torch.cat([columns[name].to(self._values) for name in self.widths], dim=1)
+        new = torch.cat([columns[name].to(self._values, non_blocking=True) for name in self.widths], dim=1)
         end = self._size + len(new)
         if end > len(self._values):
             self._reserve(max(end, 2 * len(self._values)))
@@ -127,12 +127,13 @@ class ParameterTable:
         self._steps[self._size : end] = 0
         self._size = end
 
-    def keep(self, mask: Tensor) -> None:
-        """Drops the rows where `mask` [N] is False; the order of the others stays."""
+    def keep(self, mask: Tensor) -> Tensor:
+        """Drops the rows where `mask` [N] is False; the order of the others stays. Returns which they were."""
         kept = mask.nonzero()[:, 0]
         for tensor in (self._values, self._moments, self._steps):
             tensor[: len(kept)] = tensor[: self._size][kept]
         self._size = len(kept)
+        return kept
 
     def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
         """Overwrites columns of the rows `ids` [n] and forgets the direction in which these were moving.
@@ -142,8 +143,8 @@ class ParameterTable:
         """
         for name, values in columns.items():
             span = self._span(name)
-            self._values[ids, span] = values.to(self._values)
-            self._moments[ids, 0, span] = 0
+            self._values[ids, span] = values.to(self._values, non_blocking=True)
+            self._moments[:, 0, span].index_fill_(0, ids, 0)
 
     def _span(self, name: str) -> slice:
         """Where a column lies in a row."""

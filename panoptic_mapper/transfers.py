@@ -1,4 +1,4 @@
-"""Copies from host memory to the map's device that never make the host wait."""
+"""Copies from host memory to the map's device that never make the host wait, and back with one wait for many."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     if source.nbytes > STAGED_BYTES:
         source = source.pin_memory()
     return source.to(device, non_blocking=True)
+
+
+def to_host(*tensors: Tensor) -> list[Tensor]:
+    """Copies of tensors, of any types, in host memory; by one transfer, so that the host waits for the device once."""
+    # A clone has a stride of 1 even where it has one element, without which it cannot be seen as bytes.
+    packed = [t.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8) for t in tensors]
+    bytes_on_host = torch.cat(packed).cpu()
+    parts = bytes_on_host.split([t.numel() * t.element_size() for t in tensors])
+    return [part.clone().view(t.dtype).reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]

@@ -16,7 +16,7 @@ from panoptic_mapper.attention import (
 )
 
 V, Q, E, C = 7, 4, 6, 5
-IS_THING = torch.tensor([False, True, False, True, True])  # C = 5: two stuff classes, "unlabeled" among them
+STUFF, THINGS = torch.tensor([0, 2]), torch.tensor([1, 3, 4])  # of C = 5 classes, "unlabeled" among the stuff
 
 
 def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -67,7 +67,7 @@ def class_probs(dtype: torch.dtype = torch.float64) -> Tensor:
 
 def test_distribution_is_that_of_the_equation() -> None:
     probs, scores = class_probs().requires_grad_(), naive_scores(*inputs()).detach().requires_grad_()
-    actual = panoptic_distribution(probs, IS_THING, scores)
+    actual = panoptic_distribution(probs, STUFF, THINGS, scores)
     assert actual.shape == (V, 2 + 1 + Q)
     rows = []
     for v in range(V):
@@ -88,7 +88,7 @@ def test_distribution_is_that_of_the_equation() -> None:
 
 def test_distribution_sums_to_one_whatever_the_scores() -> None:
     for scores in (naive_scores(*inputs()), torch.zeros(V, Q, dtype=torch.float64), torch.zeros(V, 0)):
-        distribution = panoptic_distribution(class_probs(scores.dtype), IS_THING, scores)
+        distribution = panoptic_distribution(class_probs(scores.dtype), STUFF, THINGS, scores)
         torch.testing.assert_close(distribution.sum(1), torch.ones(V, dtype=scores.dtype))
 
 
@@ -96,7 +96,7 @@ def one_thing_at(x_m: float) -> Tensor:
     """Distribution [1 + 1 + 1] of a certain thing whose feature agrees with the only query, at the origin, 0.3 m."""
     features, keys = torch.full((1, E), 1.0), torch.full((1, E), 1.0)
     scores = query_scores(features, torch.tensor([[x_m, 0, 0]]), keys, torch.zeros(1, 3), torch.eye(3)[None] / 0.3)
-    return panoptic_distribution(torch.tensor([[0.0, 1.0]]), torch.tensor([False, True]), scores)[0]
+    return panoptic_distribution(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.tensor([1]), scores)[0]
 
 
 def test_a_near_thing_is_assigned_and_a_far_one_is_not() -> None:

@@ -63,7 +63,7 @@ def operator(*arguments: Tensor | int) -> Tensor:
 def twin(*arguments: Tensor | int) -> Tensor:
     features, means, visible, keys, centers, whitenings, class_probs, is_thing, _ = arguments
     scores = query_scores(features[visible], means[visible], keys, centers, whitenings)
-    return panoptic_distribution(class_probs, is_thing, scores)
+    return panoptic_distribution(class_probs, (~is_thing).nonzero()[:, 0], is_thing.nonzero()[:, 0], scores)
 
 
 def values_and_gradients(

@@ -10,7 +10,6 @@ from small_room import CAMERA, CHAIR, CPU, SPACE, TABLE
 from torch import Tensor
 
 from panoptic_mapper.instances import (
-    CHI2_3_99,
     COUNTS,
     MIN_STD_M,
     InstanceConfig,
@@ -19,6 +18,7 @@ from panoptic_mapper.instances import (
     Sighting,
     robust_gaussian,
 )
+from panoptic_mapper.visible_queries import CHI2_3_99
 
 STDS = torch.tensor([0.1, 0.2, 0.4])
 R = torch.from_numpy(Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()).float()

@@ -171,7 +171,7 @@ def test_semantic_images_are_those_of_the_classes() -> None:
     labels = mapper.map.view(keyframe.camera, keyframe.T_map_camera).blend_labels()
     assert labels.semantic.shape == (30, 40, len(SPACE))
     # The initial labels are right already.
-    targets = labels.columns.semantic_of_classes()[keyframe.semantic.long()]
+    targets = labels.columns.semantic_of_classes[keyframe.semantic.long()]
     assert (labels.semantic.gather(-1, targets[..., None])[..., 0] > 0.5).float().mean() > 0.9
 
 

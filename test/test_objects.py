@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from panoptic_mapper.objects import MIN_EDGE_M, aabb, extract_objects, upright_box, without_strays
+from panoptic_mapper import objects
+from panoptic_mapper.objects import MIN_EDGE_M, ObjectExtractor, aabb, extract_objects, upright_box, without_strays
 from panoptic_mapper.snapshot import Box
 
 UP = np.array([0.0, 0.0, 1.0])
@@ -116,6 +117,43 @@ def test_a_hundred_objects_take_well_below_a_second_each() -> None:
     objects = extract_objects(points, np.repeat(np.arange(1, 101), 2000), UP)
     assert len(objects) == 100
     assert time.process_time() - start < 10.0
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 49, 50, 51, 52, 150, 151, 1000, 1051, 3333])
+def test_boxes_are_trimmed_by_percentiles(num_points: int) -> None:
+    """The nearest value to 1 % and 99 % of the way, as numpy defines it."""
+    points = np.random.default_rng(num_points).normal(size=(num_points, 3))
+    low, high = np.percentile(points, [1, 99], axis=0, method="nearest")
+    middle, half = (low + high) / 2, np.maximum(high - low, MIN_EDGE_M) / 2
+    np.testing.assert_allclose(aabb(points), (middle - half, middle + half), atol=1e-12)
+
+
+def test_only_objects_that_changed_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    upright = objects.upright_box
+    monkeypatch.setattr(objects, "upright_box", lambda own, up: (measured.append(len(own)), upright(own, up))[1])
+    monkeypatch.setattr(objects, "without_strays", lambda own: own)
+    points = np.concatenate([cuboid((3 * k, 0, 0), (1, 0.5, 0.5), np.eye(3), 100 + k, k) for k in range(4)])
+    ids, extractor = np.repeat([5, 3, 70_000, 8], [100, 101, 102, 103]), ObjectExtractor()
+    assert list(extractor.extract(points, ids, UP)) == [3, 5, 8, 70_000]
+    changes = [
+        (points, ids, UP, []),
+        (points[:-1], ids[:-1], UP, [102]),  # object 8 loses a point
+        (points[100:], ids[100:], UP, [103]),  # it gets it back, and object 5 is gone
+        (points, ids, UP, [100]),
+        (points, ids, np.array([0.0, 1.0, 0.0]), [101, 100, 103, 102]),
+        (points, ids, UP, [101, 100, 103, 102]),
+        (points + (ids == 3)[:, None], ids, UP, [101]),
+    ]
+    for new_points, new_ids, up, expected in changes:
+        measured.clear()
+        actual = extractor.extract(new_points, new_ids, up)
+        assert measured == expected
+        for id, geometry in extract_objects(new_points, new_ids, up).items():
+            for name in ("centroid", "aabb_min", "aabb_max", "num_points"):
+                np.testing.assert_array_equal(getattr(actual[id], name), getattr(geometry, name))
+            for name in ("center", "size", "quaternion"):
+                np.testing.assert_array_equal(getattr(actual[id].box, name), getattr(geometry.box, name))
 
 
 def test_wrong_input_is_named() -> None:
