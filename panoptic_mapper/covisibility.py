@@ -24,6 +24,7 @@ class _Sample(NamedTuple):
     surface: np.ndarray  # [h, w] float32 m, 0 = none
     intrinsics: np.ndarray  # [4] float32 fx, fy, cx, cy of `surface`
     T_map_camera: np.ndarray  # [4, 4] float64
+    T_camera_map: np.ndarray  # [4, 4] float64, its inverse
     radius_m: float  # of the sphere around the camera that holds the points
 
 
@@ -60,12 +61,12 @@ class CovisibilityGraph:
         """
         new, number = _sampled(depth, camera, T_map_camera), len(self)
         self.seen_by.append({})
-        candidates = [j for j, other in enumerate(self._samples) if _may_meet(new, other)]
+        candidates = _may_meet(new, self._samples)
         self._samples.append(new)
         if not candidates:
             return
         others = [self._samples[j] for j in candidates]
-        T_others_new = np.stack([inverse_pose(o.T_map_camera) @ new.T_map_camera for o in others]).astype(np.float32)
+        T_others_new = (np.stack([o.T_camera_map for o in others]) @ new.T_map_camera).astype(np.float32)
         one, all_others = _Batch.of([new]), _Batch.of(others)
         seen_by_others = _visible_share(one.points, all_others, T_others_new)
         others_seen = _visible_share(all_others.points, one, np.linalg.inv(T_others_new))
@@ -88,7 +89,8 @@ def _sampled(depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray)
     points = np.stack([(u - at.cx) / at.fx * z, (v - at.cy) / at.fy * z, z], -1).reshape(-1, 3).astype(np.float32)
     c = surface_camera
     radius_m = float(np.linalg.norm(points, axis=1).max())
-    return _Sample(points, surface, np.array([c.fx, c.fy, c.cx, c.cy], np.float32), T_map_camera, radius_m)
+    intrinsics = np.array([c.fx, c.fy, c.cx, c.cy], np.float32)
+    return _Sample(points, surface, intrinsics, T_map_camera, inverse_pose(T_map_camera), radius_m)
 
 
 def _resampled(depth: np.ndarray, camera: PinholeCamera, width: int, height: int) -> tuple[np.ndarray, PinholeCamera]:
@@ -97,10 +99,13 @@ def _resampled(depth: np.ndarray, camera: PinholeCamera, width: int, height: int
     return depth[rows[:, None], columns], camera.resized(width, height)
 
 
-def _may_meet(a: _Sample, b: _Sample) -> bool:
-    """Whether the spheres around two cameras that hold what they see meet."""
-    distance_m = np.linalg.norm(a.T_map_camera[:3, 3] - b.T_map_camera[:3, 3])
-    return bool(distance_m <= a.radius_m + b.radius_m)
+def _may_meet(new: _Sample, others: list[_Sample]) -> list[int]:
+    """Numbers of the others for which the spheres around both cameras that hold what they see meet."""
+    if not others:
+        return []
+    offsets = np.stack([o.T_map_camera[:3, 3] for o in others]) - new.T_map_camera[:3, 3]
+    meet = np.linalg.norm(offsets, axis=1) <= new.radius_m + np.array([o.radius_m for o in others])
+    return np.flatnonzero(meet).tolist()
 
 
 def _visible_share(points: np.ndarray, views: _Batch, T_views_points: np.ndarray) -> np.ndarray:
