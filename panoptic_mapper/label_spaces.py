@@ -48,12 +48,11 @@ def class_table(source: LabelSpace, target: LabelSpace) -> np.ndarray:
     its synonyms among them.
     """
     source, target = _as_shipped(source), _as_shipped(target)
+    table = target.indices_of(source)
     explicit = target.maps_from.get(source.name, {})
-    table = np.zeros(len(source), np.int32)
     for index, c in enumerate(source.classes[1:], start=1):
-        words = [explicit[c.name]] if c.name in explicit else [c.name, *c.synonyms]
-        found = (target.index_of_word.get(word.lower(), UNLABELED) for word in words)
-        table[index] = next((i for i in found if i != UNLABELED), UNLABELED)
+        if c.name in explicit:
+            table[index] = target.index_of_word.get(explicit[c.name].lower(), UNLABELED)
     return table
 
 
