@@ -17,6 +17,7 @@ void raise_device_errors() {
   TORCH_CHECK_VALUE(error != kStuffError,
                     "num_stuff: expected the number of classes that are no things; found otherwise by an earlier CUDA"
                     " call");
+  TORCH_CHECK_INDEX(error != kRowError, "ids: expected rows of values; found others by an earlier CUDA call");
 #endif
 }
 

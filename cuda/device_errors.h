@@ -11,7 +11,7 @@
 
 namespace panoptic_mapper {
 
-enum DeviceError : int32_t { kNoError = 0, kVisibleError = 1, kStuffError = 2 };
+enum DeviceError : int32_t { kNoError = 0, kVisibleError = 1, kStuffError = 2, kRowError = 3 };
 
 // Throws c10::IndexError or c10::ValueError for what kernels have noted; does nothing in a build without CUDA.
 void raise_device_errors();

@@ -26,11 +26,7 @@
 
 #include <ATen/core/Tensor.h>
 
-#ifdef __CUDACC__
-#define PM_DEVICE __host__ __device__
-#else
-#define PM_DEVICE
-#endif
+#include "device_code.h"
 
 namespace panoptic_mapper {
 

@@ -6,7 +6,10 @@
 #include "device_errors.h"
 #include "label_warp.h"
 #include "local_cross_attention.h"
+#include "map_rows.h"
 #include "rasterize.h"
+#include "visibility.h"
+#include "whitening.h"
 
 // What panoptic_mapper/ops/__init__.py looks for in the file before it loads it.
 extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapper_torch_version[] =
@@ -47,6 +50,15 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
         ") -> (Tensor v_features, Tensor v_keys, Tensor v_centers, Tensor v_whitenings, Tensor v_class_probs)");
   m.def("label_warp(" PM_WARP ") -> (Tensor loss, Tensor mass)");
   m.def("label_warp_backward(Tensor v_loss, Tensor mass, " PM_WARP ") -> Tensor");
+  m.def("gather_columns(Tensor values, Tensor ids, int[] widths) -> Tensor[]");
+  m.def("adam_rows_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor? which,"
+        " Tensor?[] gradients, int[] widths, Tensor rates, float beta_1, float beta_2, float epsilon) -> ()");
+  m.def("frustum_mask(Tensor means, " PM_CAMERA ", float margin, float near_m, Tensor? limits) -> Tensor");
+  m.def("holding_mask(Tensor means, Tensor rows, Tensor centers, Tensor quats, Tensor log_scales, " PM_CAMERA
+        ", float chi2) -> Tensor");
+  m.def("whitening_matrices(Tensor quats, Tensor log_scales) -> Tensor");
+  m.def("whitening_matrices_backward(Tensor v_whitenings, Tensor quats, Tensor log_scales)"
+        " -> (Tensor v_quats, Tensor v_log_scales)");
   m.def("raise_device_errors() -> ()", panoptic_mapper::raise_device_errors);
 }
 
@@ -62,6 +74,12 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
   m.impl("label_warp", panoptic_mapper::label_warp);
   m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
+  m.impl("gather_columns", panoptic_mapper::gather_columns);
+  m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("frustum_mask", panoptic_mapper::frustum_mask);
+  m.impl("holding_mask", panoptic_mapper::holding_mask);
+  m.impl("whitening_matrices", panoptic_mapper::whitening_matrices);
+  m.impl("whitening_matrices_backward", panoptic_mapper::whitening_matrices_backward);
 }
 
 #ifdef PANOPTIC_MAPPER_WITH_CUDA
@@ -70,5 +88,11 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
   m.impl("label_warp", panoptic_mapper::label_warp);
   m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
+  m.impl("gather_columns", panoptic_mapper::gather_columns);
+  m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("frustum_mask", panoptic_mapper::frustum_mask);
+  m.impl("holding_mask", panoptic_mapper::holding_mask);
+  m.impl("whitening_matrices", panoptic_mapper::whitening_matrices);
+  m.impl("whitening_matrices_backward", panoptic_mapper::whitening_matrices_backward);
 }
 #endif

@@ -40,7 +40,7 @@ class ScreenGradients:
     """How much each Gaussian of a map wants to move in the images, summed over steps."""
 
     def __init__(self, gaussians: GaussianMap):
-        self.total = torch.zeros(len(gaussians), device=gaussians.table.device)  # [N]
+        self.total = torch.zeros(len(gaussians), device=gaussians.device)  # [N]
         self.views = torch.zeros_like(self.total)  # [N] steps in which it was seen
 
     @property
@@ -96,7 +96,7 @@ def densify(
         "log_scales": torch.where(is_split, shrunk, columns["log_scales"]),
         "opacity_logits": torch.where(is_split, columns["opacity_logits"], fainter),
     }
-    gaussians.table.set_rows(ids, means=columns["means"] - offset, **changed)
+    gaussians.set_rows(ids, means=columns["means"] - offset, **changed)
     gaussians.duplicate(ids, changed | {"means": columns["means"] + offset})
     return len(ids)
 
@@ -111,4 +111,4 @@ def reset_opacities(gaussians: GaussianMap, config: DensificationConfig) -> None
     logits = gaussians["opacity_logits"]
     ids = (logits[:, 0].sigmoid() > config.reset_opacity).nonzero()[:, 0]
     low = torch.logit(logits.new_full((len(ids), 1), config.reset_opacity))
-    gaussians.table.set_rows(ids, opacity_logits=low)
+    gaussians.set_rows(ids, opacity_logits=low)

@@ -88,7 +88,7 @@ COUNTED = ("observations", "first_seen_ns", "last_seen_ns")
 @torch.no_grad()
 def freeze(map: PanopticMap) -> FrozenMap:
     """Copies what a snapshot needs, without a wait. On a GPU the copies belong to the stream of `side_stream`."""
-    gaussians, queries, device = map.gaussians, map.queries, map.gaussians.table.device
+    gaussians, queries, device = map.gaussians, map.queries, map.gaussians.device
     frozen = FrozenMap(
         {name: gaussians[name].clone() for name in COLUMNS},
         to_device(queries.ids, device),
@@ -148,7 +148,7 @@ def map_objects(
 @torch.no_grad()
 def object_sizes(map: PanopticMap) -> Tensor:
     """How many Gaussians count to the extent of each query: [Q] int64, on the map's device, without a wait."""
-    queries, device = map.queries, map.gaussians.table.device
+    queries, device = map.queries, map.gaussians.device
     rows = _member_rows(map.gaussians, queries.ids_on_device, to_device(queries.shown_rows(), device))
     return _sizes(rows, len(queries))
 

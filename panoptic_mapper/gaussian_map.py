@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from panoptic_mapper import ops
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.geometry import in_frustum, transform
-from panoptic_mapper.occlusion import is_before
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.spherical_harmonics import degree_of_width, width_of_degree
 
@@ -20,15 +19,18 @@ INSTANCE_DIM = 32
 FRUSTUM_MARGIN = 0.15  # share of the image size by which a centre may lie outside and its footprint still matter
 NEAR_M = 0.05
 
-WIDTHS = {
+APPEARANCE_WIDTHS = {
     "means": 3,  # map frame, m
     "quats": 4,  # wxyz, not normalised
     "log_scales": 3,  # log of the standard deviations in m
     "opacity_logits": 1,
     "colors": 3,  # RGB, 0..1 (not clamped), the mean over all directions of view
+}
+LABEL_WIDTHS = {
     "semantics": SEMANTIC_DIM,
     "instances": INSTANCE_DIM,
 }
+WIDTHS = APPEARANCE_WIDTHS | LABEL_WIDTHS
 HARMONICS = "harmonics"  # one more column where the SH degree is above 0: coefficients that turn with the view
 
 BOOK = (
@@ -65,37 +67,50 @@ class GaussianConfig(Config):
 
 
 class GaussianMap:
-    """N Gaussians. All that is per Gaussian changes through `append`, `duplicate` and `keep`, so rows stay aligned."""
+    """N Gaussians. All that is per Gaussian changes through `append`, `duplicate` and `keep`, so rows stay aligned.
+
+    Labels have a table of their own, since not every step optimises them.
+    """
 
     def __init__(self, rates: LearningRates, device: torch.device, config: GaussianConfig | None = None):
         self.config = config or GaussianConfig()
         self._rates = rates
-        self.table = ParameterTable(WIDTHS, vars(rates), device)
+        self.appearance = ParameterTable(APPEARANCE_WIDTHS, vars(rates), device)
+        self.labels = ParameterTable(LABEL_WIDTHS, vars(rates), device)
         self._book = torch.zeros(0, len(BOOK), dtype=torch.int32, device=device)
         self.raise_sh_degree(self.config.sh_degree)
         self.scale_rates(1.0, 1.0)
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.appearance)
 
     def __getitem__(self, name: str) -> Tensor:
         """A learnable column [N, width] or a bookkeeping column [N] int32 (see `BOOK`), as a view of all rows."""
-        return self._book[: len(self), BOOK.index(name)] if name in BOOK else self.table[name]
+        return self._book[: len(self), BOOK.index(name)] if name in BOOK else self._table_of(name)[name]
+
+    @property
+    def device(self) -> torch.device:
+        return self.appearance.device
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The learnable columns."""
+        return self.appearance.widths | self.labels.widths
 
     @property
     def nbytes(self) -> int:
-        return self.table.nbytes + self._book.nbytes
+        return self.appearance.nbytes + self.labels.nbytes + self._book.nbytes
 
     @property
     def sh_degree(self) -> int:
         """Degree of the spherical harmonics of the colours."""
-        return degree_of_width(self.table.widths.get(HARMONICS, 0))
+        return degree_of_width(self.appearance.widths.get(HARMONICS, 0))
 
     def raise_sh_degree(self, degree: int) -> None:
         """Gives the colours more bands, which are 0 at first; a lower degree than the present one changes nothing."""
         if degree > self.sh_degree:
             rate = self._rates.harmonics_share * self._rates.colors
-            self.table.widen(HARMONICS, width_of_degree(degree), rate)
+            self.appearance.widen(HARMONICS, width_of_degree(degree), rate)
 
     def scale_rates(self, means: float, others: float) -> None:
         """Sets the learning rates to shares of the configured ones: that of the centres, and of other shape and colour.
@@ -104,7 +119,7 @@ class GaussianMap:
         """
         rates, flat = self._rates, self.config.base == "surfel"
         scales = others * rates.log_scales
-        self.table.set_rates(
+        self.appearance.set_rates(
             means=means * rates.means,
             quats=others * rates.quats,
             log_scales=[scales, scales, 0.0 if flat else scales],  # a surfel's thickness is not learned
@@ -112,7 +127,7 @@ class GaussianMap:
             colors=others * rates.colors,
         )
         if self.sh_degree > 0:
-            self.table.set_rates(**{HARMONICS: others * rates.harmonics_share * rates.colors})
+            self.appearance.set_rates(**{HARMONICS: others * rates.harmonics_share * rates.colors})
 
     def ids_in_frustum(self, T_camera_map: Tensor, camera: PinholeCamera, limits: Tensor | None = None) -> Tensor:
         """Rows [V] whose centre projects into the slightly widened image: the candidates of a view.
@@ -122,10 +137,20 @@ class GaussianMap:
             camera: of the view.
             limits: depths beyond which nothing is seen, of `occlusion.depth_limits`; None = everything is a candidate.
         """
-        points = transform(T_camera_map, self["means"])
-        inside = in_frustum(points, camera, FRUSTUM_MARGIN, NEAR_M)
-        if limits is not None:
-            inside &= is_before(points, camera, limits)
+        ops.load()
+        inside = torch.ops.panoptic_mapper.frustum_mask(
+            self["means"],
+            T_camera_map,
+            camera.fx,
+            camera.fy,
+            camera.cx,
+            camera.cy,
+            camera.width,
+            camera.height,
+            FRUSTUM_MARGIN,
+            NEAR_M,
+            limits,
+        )
         return inside.nonzero()[:, 0]
 
     def append(self, columns: dict[str, Tensor], anchor: int) -> None:
@@ -137,13 +162,20 @@ class GaussianMap:
 
     def duplicate(self, ids: Tensor, changed: dict[str, Tensor]) -> None:
         """Adds copies of the rows `ids` [n], label and anchor included, with other values in the columns `changed`."""
-        columns = {name: self[name][ids] for name in self.table.widths}
-        self.table.append(**(columns | changed))
+        self._append_rows({name: self[name][ids] for name in self.widths} | changed)
         self._book = torch.cat([self._book, self._book[ids]])
 
     def keep(self, mask: Tensor) -> None:
         """Drops the Gaussians where `mask` [N] is False."""
-        self._book = self._book[self.table.keep(mask)]
+        kept = mask.nonzero()[:, 0]
+        self.appearance.keep(kept)
+        self.labels.keep(kept)
+        self._book = self._book[kept]
+
+    def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
+        """Overwrites learnable columns of the rows `ids` [n], see `ParameterTable.set_rows`."""
+        for name, values in columns.items():
+            self._table_of(name).set_rows(ids, **{name: values})
 
     def restore(self, columns: dict[str, Tensor], book: dict[str, Tensor]) -> None:
         """Fills an empty map with saved learnable and bookkeeping columns."""
@@ -155,11 +187,16 @@ class GaussianMap:
 
     def _append_rows(self, columns: dict[str, Tensor]) -> None:
         """Adds rows to the table; higher bands of the colours that are not given, or are of a lower degree, are 0."""
-        width = self.table.widths.get(HARMONICS, 0)
+        width = self.appearance.widths.get(HARMONICS, 0)
         if width > 0:
             given = columns.get(HARMONICS, columns["colors"].new_zeros(len(columns["colors"]), 0))
             columns = columns | {HARMONICS: torch.nn.functional.pad(given, (0, width - given.shape[1]))}
-        self.table.append(**columns)
+        labels = {name: columns[name] for name in self.labels.widths}
+        self.labels.append(**labels)
+        self.appearance.append(**{name: values for name, values in columns.items() if name not in labels})
+
+    def _table_of(self, name: str) -> ParameterTable:
+        return self.labels if name in self.labels.widths else self.appearance
 
 
 def splat_inputs(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:

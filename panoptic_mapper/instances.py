@@ -8,19 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panoptic_mapper import ops
 from panoptic_mapper.attention import squared_distances
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM
-from panoptic_mapper.geometry import quaternions, rotation_matrices, transform
+from panoptic_mapper.geometry import quaternions
 from panoptic_mapper.parameter_table import ParameterTable, Rows
 from panoptic_mapper.transfers import to_device, to_host
-from panoptic_mapper.visible_queries import CHI2_3_99, holding_dense, holding_sampled, spheres_meet_frustum
 
 logger = logging.getLogger(__name__)
 
 MIN_STD_M = 0.03  # a query is never thinner than this, whatever its points say
 REACH_M = 0.15  # an unseen side of an object reaches about this far beyond the seen ones (standard deviation)
+CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussian
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
 BULK = 0.05  # quantile of a new query's points, on both sides of which all but a few lie
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
@@ -156,16 +157,32 @@ class InstanceQueries:
         """Rows of living public ids (any shape, int64); -1 where an id is 0 or gone."""
         return rows_of(ids, self.ids if ids.device == self.ids.device else self.ids_on_device)
 
-    def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, visible_means: Tensor) -> Tensor:
-        """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian of the view [V, 3]."""
-        if len(self) == 0 or len(visible_means) == 0:
-            return torch.zeros(0, dtype=torch.int64, device=visible_means.device)
-        centers, means = self.table["centers"], visible_means.detach()
-        radius = CHI2_3_99**0.5 * self.table["log_scales"].amax(1).exp()
-        meets = spheres_meet_frustum(transform(T_camera_map, centers), radius, camera)
-        holding = holding_dense if means.is_cuda else holding_sampled
-        whitenings = whitening_matrices(self.table["quats"], self.table["log_scales"])
-        return holding(means, centers, whitenings, meets).nonzero()[:, 0]
+    def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, means: Tensor, visible: Tensor) -> Tensor:
+        """Rows [Q_view] of the queries whose 99 % ellipsoid holds one of `means` [M, 3][`visible`], and meets the frustum.
+
+        Args:
+            T_camera_map: [4, 4] map to camera frame.
+            camera: of the view.
+            means: centres of Gaussians, m, map frame.
+            visible: [V] int64 rows of those that the camera sees.
+        """
+        ops.load()
+        holding = torch.ops.panoptic_mapper.holding_mask(
+            means.detach(),
+            visible,
+            self.table["centers"],
+            self.table["quats"],
+            self.table["log_scales"],
+            T_camera_map,
+            camera.fx,
+            camera.fy,
+            camera.cx,
+            camera.cy,
+            camera.width,
+            camera.height,
+            CHI2_3_99,
+        )
+        return holding.nonzero()[:, 0]
 
     def whitenings(self, rows: Tensor) -> Tensor:
         """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
@@ -283,7 +300,7 @@ class InstanceQueries:
         keep[rows] = False
         for id in self.ids[~keep].tolist():
             self.merged_into.setdefault(id, 0)
-        self.table.keep(keep.to(self.table.device))
+        self.table.keep(to_device(keep.nonzero()[:, 0], self.table.device))
         self.ids, self.evidence, self.counts = self.ids[keep], self.evidence[keep], self.counts[keep]
         self.votes = self.votes[keep][:, keep]
         self.revision += 1
@@ -321,7 +338,8 @@ def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
 
 def whitening_matrices(quats: Tensor, log_scales: Tensor) -> Tensor:
     """A = S^-1 R^T [Q, 3, 3] of Gaussians with covariance R S S^T R^T; |A x|^2 is the squared Mahalanobis norm."""
-    return rotation_matrices(quats).transpose(-1, -2) * torch.exp(-log_scales)[..., None]
+    ops.load()
+    return torch.ops.panoptic_mapper.whitening_matrices(quats, log_scales)
 
 
 def gathered_geometry(rows: Rows) -> tuple[Tensor, Tensor]:

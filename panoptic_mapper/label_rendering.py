@@ -14,11 +14,11 @@ from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.config import Config, param
-from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM
+from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
 from panoptic_mapper.instances import gathered_geometry
 from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
-from panoptic_mapper.parameter_table import ParameterTable, Rows
+from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView
 
 
@@ -39,27 +39,16 @@ class LabelFeatures:
     """What a label is made of, of n Gaussians or pixels."""
 
     semantics: Tensor  # [n, SEMANTIC_DIM]
-    instances: Tensor  # [N, INSTANCE_DIM] of these and others
-    means: Tensor  # [N, 3] m, map frame, no gradient
-    rows: Tensor  # [n] int64, ascending: theirs in the last two, which need not be gathered
+    instances: Tensor  # [n, INSTANCE_DIM]
+    means: Tensor  # [n, 3] m, map frame, no gradient
 
     @staticmethod
-    def of(gaussians: Rows, which: Tensor) -> LabelFeatures:
-        """Those of the rows `which` of gathered Gaussians."""
-        return LabelFeatures(gaussians["semantics"][which], gaussians["instances"], gaussians["means"].detach(), which)
-
-    @staticmethod
-    def of_all(table: ParameterTable, gaussians: Rows) -> LabelFeatures:
+    def of_all(gaussians: GaussianMap, gathered: Rows) -> LabelFeatures:
         """Those of the whole map; gradients reach the gathered ones."""
         semantics, instances = (
-            table[name].index_copy(0, gaussians.ids, gaussians[name]) for name in ("semantics", "instances")
+            gaussians[name].index_copy(0, gathered.ids, gathered[name]) for name in ("semantics", "instances")
         )
-        return LabelFeatures.of_each(semantics, instances, table["means"].clone())  # the table changes soon
-
-    @staticmethod
-    def of_each(semantics: Tensor, instances: Tensor, means: Tensor) -> LabelFeatures:
-        """Those of n features [n, ...] each."""
-        return LabelFeatures(semantics, instances, means, torch.arange(len(means), device=means.device))
+        return LabelFeatures(semantics, instances, gaussians["means"].clone())  # the map changes soon
 
 
 @dataclass(frozen=True)
@@ -110,7 +99,7 @@ def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Clas
     distribution = torch.ops.panoptic_mapper.local_cross_attention(
         features.instances,
         features.means,
-        features.rows,
+        torch.arange(len(features.means), device=keys.device),
         keys,
         centers,
         whitenings,
@@ -142,11 +131,11 @@ def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, h
     half-transparent pixel has the class of what it shows; its distribution is scaled by alpha, as that of label
     blending is.
     """
-    instances, points = visible.instances[visible.rows], visible.means[visible.rows]
-    values = torch.cat([visible.semantics, instances, points, torch.ones_like(points[:, :1])], dim=1)
+    ones = torch.ones_like(visible.means[:, :1])
+    values = torch.cat([visible.semantics, visible.instances, visible.means, ones], dim=1)
     sums, alpha = view.blend(values).split([values.shape[1] - 1, 1], dim=-1)
     means = (sums / alpha.clamp_min(MIN_ALPHA)).flatten(0, 1)
-    pixels = classify(LabelFeatures.of_each(*means.split([SEMANTIC_DIM, INSTANCE_DIM, 3], dim=1)), queries, head)
+    pixels = classify(LabelFeatures(*means.split([SEMANTIC_DIM, INSTANCE_DIM, 3], dim=1)), queries, head)
     panoptic, class_probs = (p.unflatten(0, alpha.shape[:2]) * alpha for p in (pixels.distribution, pixels.class_probs))
     with torch.no_grad():
         own = classify(visible, queries, head)

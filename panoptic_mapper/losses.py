@@ -21,7 +21,7 @@ class LossWeights(Config):
     ssim_share: float = param(0.2, "share of SSIM in the colour loss", ge=0, le=1)
     depth: float = param(2.0, "depth, mean absolute error in m", ge=0)
     opacity: float = param(0.2, "missing opacity where depth was measured", ge=0)
-    scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess in m", ge=0)
+    scale: float = param(1.0, "Gaussians larger than max_scale_m, mean excess of all their axes in m", ge=0)
     normal: float = param(0.3, "surfels only: their normals against those of the rendered depth", ge=0)
     distortion: float = param(1.0, "surfels only: spread of their depths along a ray, m^2", ge=0)
     max_scale_m: float = param(0.08, "standard deviation beyond which a Gaussian is held to be too large, m", gt=0)

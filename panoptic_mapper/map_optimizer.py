@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.association import AssociationConfig
+from panoptic_mapper.captured_loss import CapturedLoss
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
 from panoptic_mapper.geometry import inverse_pose
@@ -28,7 +30,7 @@ from panoptic_mapper.losses import (
 from panoptic_mapper.object_discovery import associate
 from panoptic_mapper.panoptic_map import MapView, PanopticMap, SeenCounter
 from panoptic_mapper.rasterizers.base import Rendering
-from panoptic_mapper.surfels import SurfaceRendering, surface_terms
+from panoptic_mapper.surfels import surface_terms
 from panoptic_mapper.transfers import to_device
 
 
@@ -53,6 +55,8 @@ class OptimizerConfig(Config):
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
+IMAGE_TERMS = ("color", "depth", "opacity")
+
 
 class MapOptimizer:
     """Takes gradient steps on one keyframe at a time; only what that keyframe sees is read and changed."""
@@ -69,6 +73,7 @@ class MapOptimizer:
         self.association = association
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
+        self._captured: dict[torch.Size, CapturedLoss] = {}  # by size of the images
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
         self.num_steps = 0  # that were taken
 
@@ -86,7 +91,10 @@ class MapOptimizer:
         counter = SeenCounter(view)
         surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
         rendering = view.render(counter) if surface is None else surface.rendering
-        terms = self._geometry_terms(keyframe, view, rendering, surface)
+        image_loss, report = self._image_loss(keyframe, rendering)
+        terms = {"scale": (view.scales - self.weights.max_scale_m).clamp_min(0).sum() / len(view.scales)}
+        if surface is not None:
+            terms |= surface_terms(surface, keyframe.camera)
         labels = None
         if with_labels is None:
             with_labels = self._is_label_step()
@@ -98,17 +106,19 @@ class MapOptimizer:
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
-        torch.stack([*weighted, counter.term]).sum().backward()
+        torch.stack([image_loss, counter.term, *weighted]).sum().backward()
         seen = counter.seen()
         if self.on_gradients is not None:
             self.on_gradients(keyframe, view, seen)
-        self.map.gaussians.table.update(view.gaussians, seen)
+        self.map.gaussians.appearance.update(view.gaussians, seen)
         if labels is not None:
+            self.map.gaussians.labels.update(view.labels, seen[view.projection.visible])
             self.map.queries.table.update(view.queries, view.queries_in_view)
             self._head_adam.step()
             self._head_adam.zero_grad()
             self.map.remember_labels(view, labels)
         self.losses |= {name: value.detach() for name, value in terms.items()}
+        self.losses |= dict(zip(IMAGE_TERMS, report.unbind(), strict=True))
         self.num_steps += 1
 
     def _limits(self, keyframe: Keyframe) -> Tensor | None:
@@ -126,23 +136,16 @@ class MapOptimizer:
             if name in state:
                 state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, num_classes - len(state[name])))
 
-    def _geometry_terms(
-        self, keyframe: Keyframe, view: MapView, rendering: Rendering, surface: SurfaceRendering | None
-    ) -> dict[str, Tensor]:
-        observed = keyframe.color.float() / 255
-        counted = unobstructed(keyframe.depth, self.density).float()
-        measured = usable_depth(keyframe.depth, self.density).float()
-        covered = measured * (rendering.alpha.detach() > 0.5)
-        largest = view.gaussians["log_scales"].amax(1).exp()
-        terms = {
-            "color": color_loss(rendering.color, observed, counted, self.weights.ssim_share),
-            "depth": masked_mean((rendering.depth - keyframe.depth).abs(), covered),
-            "opacity": masked_mean(1 - rendering.alpha, measured),
-            "scale": (largest - self.weights.max_scale_m).clamp_min(0).mean(),
-        }
-        if surface is not None:
-            terms |= surface_terms(surface, keyframe.camera)
-        return terms
+    def _image_loss(self, keyframe: Keyframe, rendering: Rendering) -> tuple[Tensor, Tensor]:
+        """Weighted sum [] of the terms of colour and geometry, and these (`IMAGE_TERMS`), unweighted."""
+        images = (rendering.color, rendering.depth, rendering.alpha, keyframe.color, keyframe.depth)
+        loss = partial(image_loss, weights=self.weights, density=self.density)
+        if not rendering.color.is_cuda:
+            return loss(*images)
+        size = keyframe.color.shape
+        if size not in self._captured:
+            self._captured[size] = CapturedLoss(loss, images, num_differentiable=3)
+        return self._captured[size](*images)
 
     def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
         columns = labels.columns
@@ -223,6 +226,29 @@ class MapOptimizer:
         if keyframe.disputed is not None:
             in_mask = torch.where(keyframe.disputed, -1, in_mask)
         return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes[keyframe.semantic.long()])
+
+
+def image_loss(
+    color: Tensor,  # [H, W, 3] rendered
+    depth: Tensor,  # [H, W] m, rendered
+    alpha: Tensor,  # [H, W] rendered
+    observed_color: Tensor,  # [H, W, 3] uint8
+    observed_depth: Tensor,  # [H, W] m, 0 = none
+    *,
+    weights: LossWeights,
+    density: DensityConfig,
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum [] of what a view's images say about colour and geometry, and its terms [3], see `IMAGE_TERMS`."""
+    counted = unobstructed(observed_depth, density).float()
+    measured = usable_depth(observed_depth, density).float()
+    covered = measured * (alpha.detach() > 0.5)
+    terms = [
+        color_loss(color, observed_color.float() / 255, counted, weights.ssim_share),
+        masked_mean((depth - observed_depth).abs(), covered),
+        masked_mean(1 - alpha, measured),
+    ]
+    weighted = [getattr(weights, name) * term for name, term in zip(IMAGE_TERMS, terms, strict=True)]
+    return torch.stack(weighted).sum(), torch.stack(terms).detach()
 
 
 def _told(keyframe: Keyframe) -> Tensor:

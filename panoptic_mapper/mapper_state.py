@@ -32,7 +32,7 @@ HEAD_PARAMETERS = ("codes", "key_projection")
 def export_state(mapper: PanopticMapper) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and what describes them."""
     gaussians, queries, head = mapper.map.gaussians, mapper.map.queries, mapper.map.head
-    tensors = {f"gaussians/{name}": gaussians[name] for name in (*gaussians.table.widths, *BOOK)}
+    tensors = {f"gaussians/{name}": gaussians[name] for name in (*gaussians.widths, *BOOK)}
     tensors |= {f"queries/{name}": queries.table[name] for name in queries.table.widths}
     tensors |= {f"queries/{name}": getattr(queries, name) for name in QUERY_RECORDS}
     tensors |= {f"head/{name}": getattr(head, name) for name in HEAD_PARAMETERS}

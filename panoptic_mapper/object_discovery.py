@@ -179,7 +179,7 @@ def label_from(
     keys = map.head.keys(map.queries.table["embeddings"][in_view])
     own = torch.where(rows >= 0, torch.searchsorted(in_view, rows), -1)
     semantics = map.head.semantic_features(class_index, keyframe.confidence[v, u])
-    map.gaussians.table.set_rows(ids, semantics=semantics, instances=map.head.instance_features(keys, own))
+    map.gaussians.set_rows(ids, semantics=semantics, instances=map.head.instance_features(keys, own))
     probability = map.head.class_probabilities(semantics).gather(1, class_index[:, None])[:, 0]
     map.gaussians["class_index"][ids] = class_index.int()
     map.gaussians["instance_id"][ids] = public_ids.int()
@@ -228,5 +228,5 @@ def _relabel(map: PanopticMap, old_id: int, new_row: int) -> None:
     ids = (map.gaussians["instance_id"] == old_id).nonzero()[:, 0]
     keys = map.head.keys(map.queries.table["embeddings"])
     own = torch.full_like(ids, new_row)
-    map.gaussians.table.set_rows(ids, instances=map.head.instance_features(keys, own))
+    map.gaussians.set_rows(ids, instances=map.head.instance_features(keys, own))
     map.gaussians["instance_id"][ids] = int(map.queries.ids[new_row])

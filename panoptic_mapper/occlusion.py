@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from panoptic_mapper.frame import PinholeCamera
-
-TILE = 16  # pixels
+TILE = 16  # pixels; cuda/visibility.h has the same
 OPEN_SHARE = 0.25  # of a tile's pixels without depth, from which on there may be anything at any distance
 MARGIN_M, MARGIN = 0.3, 0.1  # a Gaussian so far behind the surface, in m or as a share of its depth, is hidden
 
@@ -27,18 +25,3 @@ def depth_limits(depth: Tensor) -> Tensor:
     is_open = 1 - F.avg_pool2d(measured, TILE, ceil_mode=True) > OPEN_SHARE
     farthest = F.max_pool2d(torch.where(is_open, torch.inf, farthest), 3, stride=1, padding=1)
     return (farthest + (MARGIN * farthest).clamp_min(MARGIN_M))[0, 0]
-
-
-def is_before(points: Tensor, camera: PinholeCamera, limits: Tensor) -> Tensor:
-    """Which camera-frame points [N, 3] are not hidden: bool [N]. Beside the image, the tile at its border counts.
-
-    Args:
-        points: m; those behind the camera may get any answer.
-        camera: of the depth image.
-        limits: [h, w] of `depth_limits`.
-    """
-    x, y, z = points.unbind(-1)
-    scale = 1 / (TILE * z.clamp_min(1e-6))
-    column = (x * (camera.fx * scale) + (camera.cx + 0.5) / TILE).clamp(0, limits.shape[1] - 1)
-    row = (y * (camera.fy * scale) + (camera.cy + 0.5) / TILE).clamp(0, limits.shape[0] - 1)
-    return z < limits.reshape(-1)[row.long() * limits.shape[1] + column.long()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from panoptic_mapper.label_rendering import (
 )
 from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticHead
-from panoptic_mapper.parameter_table import ParameterTable, Rows
+from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
 from panoptic_mapper.spherical_harmonics import seen_colors
 from panoptic_mapper.surfels import SurfaceRendering, render_surface
@@ -37,19 +38,43 @@ COUNT_WEIGHT = 1e-3  # of a term that is 0, but for rounding: little beside the 
 class MapView:
     """What one camera sees of the map: gathered rows that gradients reach, projected and sorted."""
 
-    gaussians: Rows  # candidates [M]; the visible ones are `projection.visible` of these
-    queries: Rows  # queries in view [Q]; with global attention all
-    queries_in_view: Tensor  # [Q] bool
+    map: PanopticMap
+    gaussians: Rows  # appearance of the candidates [M]; the visible ones are `projection.visible` of these
+    scales: Tensor  # [M, 3] m, standard deviations of the candidates
     projection: ProjectedView
-    head: PanopticHead
-    labels: LabelConfig
-    all_gaussians: ParameterTable  # of the map [N]; only global attention reads it
     camera: PinholeCamera
     T_camera_map: Tensor  # [4, 4] float32
 
     @property
     def visible_ids(self) -> Tensor:  # [V] rows of the map
         return self.gaussians.ids[self.projection.visible]
+
+    @cached_property
+    def labels(self) -> Rows:
+        """Label features of the visible Gaussians [V]: gathered, like the queries, where labels are asked for."""
+        return self.map.gaussians.labels.gather(self.visible_ids)
+
+    @cached_property
+    def queries(self) -> Rows:
+        """The queries in view [Q]; with global attention all."""
+        queries = self.map.queries
+        if self.map.labels.attention == "local":
+            return queries.table.gather(self._rows_in_view)
+        return queries.table.gather(torch.arange(len(queries), device=self.T_camera_map.device))
+
+    @property
+    def queries_in_view(self) -> Tensor | None:
+        """Which of `queries` are in view: [Q] bool, None = all."""
+        if self.map.labels.attention == "local":
+            return None
+        is_in_view = torch.zeros(len(self.queries), dtype=torch.bool, device=self.T_camera_map.device)
+        return is_in_view.index_fill_(0, self._rows_in_view, True)
+
+    @cached_property
+    def _rows_in_view(self) -> Tensor:
+        return self.map.queries.in_view(
+            self.T_camera_map, self.camera, self.gaussians["means"], self.projection.visible
+        )
 
     def render(self, counter: SeenCounter | None = None) -> Rendering:
         """Colour, depth and alpha; `counter` counts in the same splat what each Gaussian makes up of the image."""
@@ -64,7 +89,7 @@ class MapView:
     def colors(self) -> Tensor:
         """RGB [V, 3] of the visible Gaussians from the camera's place."""
         visible = self.projection.visible
-        colors = self.gaussians["colors"][visible]
+        colors = self.gaussians["colors"].index_select(0, visible)
         if HARMONICS not in self.gaussians.columns:
             return colors
         camera_center = -self.T_camera_map[:3, :3].T @ self.T_camera_map[:3, 3]
@@ -72,15 +97,17 @@ class MapView:
 
     def blend_labels(self) -> LabelRendering:
         """Semantic and panoptic label images."""
-        visible = LabelFeatures.of(self.gaussians, self.projection.visible)
-        if self.labels.blending == "feature":
-            return blend_features(self.projection, visible, self.queries, self.head)
-        if self.labels.attention == "global":
-            everything = LabelFeatures.of_all(self.all_gaussians, self.gaussians)
-            classified = classify(everything, self.queries, self.head).at(self.visible_ids)
+        head, config = self.map.head, self.map.labels
+        means = self.gaussians["means"].detach().index_select(0, self.projection.visible)
+        visible = LabelFeatures(self.labels["semantics"], self.labels["instances"], means)
+        if config.blending == "feature":
+            return blend_features(self.projection, visible, self.queries, head)
+        if config.attention == "global":
+            everything = LabelFeatures.of_all(self.map.gaussians, self.labels)
+            classified = classify(everything, self.queries, head).at(self.labels.ids)
         else:
-            classified = classify(visible, self.queries, self.head)
-        return blend_labels(self.projection, classified, self.head)
+            classified = classify(visible, self.queries, head)
+        return blend_labels(self.projection, classified, head)
 
     def log_labels(self, labels: LabelRendering) -> tuple[Tensor, Tensor]:
         """Logarithms of the semantic [H, W, S + T] and the panoptic labels [H, W, S + 1 + Q] that losses are made of.
@@ -89,7 +116,7 @@ class MapView:
         pixel: in the logarithm of the blended probability a Gaussian that is sure of a wrong class has next to no
         gradient where others of the same pixel explain it.
         """
-        if self.labels.blending == "feature":
+        if self.map.labels.blending == "feature":
             return floored_log(labels.semantic), floored_log(labels.panoptic)
         logs = blend_logs(self.projection, labels)
         panoptic, things = logs.split([labels.panoptic.shape[-1], logs.shape[-1] - labels.panoptic.shape[-1]], dim=-1)
@@ -146,20 +173,12 @@ class PanopticMap:
             limits: where a depth image was taken with it, what lies far behind that is left out
                 (`occlusion.depth_limits`).
         """
-        device = self.gaussians.table.device
+        device = self.gaussians.device
         T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), device)
-        candidates = self.gaussians.table.gather(self.gaussians.ids_in_frustum(T_camera_map, camera, limits))
-        projection = self.rasterizer.project(*splat_inputs(candidates), T_camera_map, camera)
-        visible_means = candidates["means"].detach()[projection.visible]
-        in_view = self.queries.in_view(T_camera_map, camera, visible_means)
-        rows = torch.arange(len(self.queries), device=device) if self.labels.attention == "global" else in_view
-        queries = self.queries.table.gather(rows)
-        is_in_view = torch.zeros(len(self.queries), dtype=torch.bool, device=device)
-        is_in_view.index_fill_(0, in_view, True)
-        table = self.gaussians.table
-        return MapView(
-            candidates, queries, is_in_view[rows], projection, self.head, self.labels, table, camera, T_camera_map
-        )
+        candidates = self.gaussians.appearance.gather(self.gaussians.ids_in_frustum(T_camera_map, camera, limits))
+        means, quats, scales, opacities = splat_inputs(candidates)
+        projection = self.rasterizer.project(means, quats, scales, opacities, T_camera_map, camera)
+        return MapView(self, candidates, scales, projection, camera, T_camera_map)
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
@@ -167,7 +186,7 @@ class PanopticMap:
         probability, column = labels.distribution.max(1)
         public_ids = torch.cat([self.queries.ids_on_device[view.queries.ids], view.queries.ids.new_zeros(1)])
         queries = labels.columns.queries_of(column)  # -1 (none) reads the last entry, which is 0
-        book, ids = self.gaussians, view.visible_ids
+        book, ids = self.gaussians, view.labels.ids
         things = labels.class_probs[:, labels.columns.thing_classes]
         book["class_index"][ids] = labels.columns.classes_of(column, things).int()
         book["instance_id"][ids] = public_ids[queries].int()

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from panoptic_mapper import ops
+
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam's constants as 3D Gaussian splatting uses them
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Gathered rows: one leaf tensor for the optimiser, seen as named columns."""
+    """Gathered rows: named columns, each a leaf that gradients reach."""
 
     ids: Tensor  # [V] int64 rows of the table
-    leaf: Tensor  # [V, D] requires grad
-    columns: dict[str, Tensor]  # name -> [V, width] views of `leaf`
+    columns: dict[str, Tensor]  # name -> [V, width]
 
     def __getitem__(self, name: str) -> Tensor:
         return self.columns[name]
@@ -26,10 +27,8 @@ class Rows:
 
     def gradient(self, name: str) -> Tensor:
         """The gradient [V, width] of a column after backward; 0 where none came."""
-        if self.leaf.grad is None:
-            return torch.zeros_like(self.columns[name])
-        widths = [column.shape[1] for column in self.columns.values()]
-        return self.leaf.grad.split(widths, dim=1)[list(self.columns).index(name)]
+        column = self.columns[name]
+        return torch.zeros_like(column) if column.grad is None else column.grad
 
 
 class ParameterTable:
@@ -65,36 +64,36 @@ class ParameterTable:
         return sum(t.nbytes for t in (self._values, self._moments, self._steps))
 
     def gather(self, ids: Tensor) -> Rows:
-        """Copies the rows `ids` [V] (distinct) into a leaf that gradients reach; hand it to `update` after backward."""
-        leaf = self._values[ids].requires_grad_()
-        columns = leaf.split(list(self.widths.values()), dim=1)
-        return Rows(ids, leaf, dict(zip(self.widths, columns, strict=True)))
+        """Copies the rows `ids` [V] (distinct) into leaves that gradients reach; hand them to `update` after backward."""
+        ops.load()
+        values = self._values[: self._size]
+        columns = torch.ops.panoptic_mapper.gather_columns(values, ids, list(self.widths.values()))
+        for column in columns:
+            column.requires_grad_()
+        return Rows(ids, dict(zip(self.widths, columns, strict=True)))
 
     def update(self, rows: Rows, which: Tensor | None = None) -> None:
-        """One Adam step on gathered rows (Kingma and Ba 2015), or on those of them where `which` [V] is True."""
-        grad, values, ids = rows.leaf.grad, rows.leaf.detach(), rows.ids
-        if grad is None:
+        """One Adam step on gathered rows (Kingma and Ba 2015), or on those of them where `which` [V] is True.
+
+        Columns that no gradient reached stay as they are. The equations are in cuda/map_rows.h.
+        """
+        gradients = [column.grad for column in rows.columns.values()]
+        if all(gradient is None for gradient in gradients):
             return
-        if which is not None and self.device.type == "cpu":
-            grad, values, ids, which = grad[which], values[which], ids[which], None
-        if which is None:
-            self._steps[ids] += 1
-            t = self._steps[ids][:, None]
-            moments = self._moments[ids]
-            first = moments[:, 0].lerp_(grad, 1 - BETA_1)
-            second = moments[:, 1].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
-            rates = self._rates
-        else:  # selecting rows would make the host wait for their number: rows that are not chosen take a step of 0
-            chosen = which.to(values.dtype)
-            self._steps[ids] += chosen
-            t = self._steps[ids][:, None].clamp_min_(1)
-            moments = self._moments[ids]
-            first = moments[:, 0].lerp_(grad, (1 - BETA_1) * chosen[:, None])
-            second = moments[:, 1].lerp_(grad.square(), (1 - BETA_2) * chosen[:, None])
-            rates = self._rates * chosen[:, None]
-        self._moments[ids] = moments
-        step = first / (1 - BETA_1**t) / ((second / (1 - BETA_2**t)).sqrt_() + EPSILON)
-        self._values[ids] = values - rates * step
+        size = self._size
+        torch.ops.panoptic_mapper.adam_rows_(
+            self._values[:size],
+            self._moments[:size],
+            self._steps[:size],
+            rows.ids,
+            which,
+            gradients,
+            list(self.widths.values()),
+            self._rates,
+            BETA_1,
+            BETA_2,
+            EPSILON,
+        )
 
     def set_rates(self, **rates: float | list[float]) -> None:
         """Changes the learning rates of columns: one for all elements of a column, or one for each."""
@@ -127,13 +126,11 @@ class ParameterTable:
         self._steps[self._size : end] = 0
         self._size = end
 
-    def keep(self, mask: Tensor) -> Tensor:
-        """Drops the rows where `mask` [N] is False; the order of the others stays. Returns which they were."""
-        kept = mask.nonzero()[:, 0]
+    def keep(self, kept: Tensor) -> None:
+        """Keeps only the rows `kept` [n] int64, in that order."""
         for tensor in (self._values, self._moments, self._steps):
             tensor[: len(kept)] = tensor[: self._size][kept]
         self._size = len(kept)
-        return kept
 
     def set_rows(self, ids: Tensor, **columns: Tensor) -> None:
         """Overwrites columns of the rows `ids` [n] and forgets the direction in which these were moving.

@@ -126,7 +126,7 @@ def write_results(
     write_json(out / REPORT_FILE, report)
     snapshot = mapper.snapshot()
     ply.save_labeled_ply(out / POINTS_FILE, snapshot)
-    columns = {name: mapper.map.gaussians[name].cpu().numpy() for name in mapper.map.gaussians.table.widths}
+    columns = {name: mapper.map.gaussians[name].cpu().numpy() for name in mapper.map.gaussians.widths}
     columns["opacity_logits"] = columns["opacity_logits"][:, 0]
     names = ("means", "quats", "log_scales", "opacity_logits", "colors", HARMONICS)
     ply.save_gaussian_ply(out / GAUSSIANS_FILE, **{name: columns[name] for name in names if name in columns})

@@ -54,7 +54,7 @@ def gradients_of(gaussians: GaussianMap, means: list[float]) -> ScreenGradients:
 
 
 def rows_of(gaussians: GaussianMap) -> dict[str, Tensor]:
-    return {name: gaussians[name].clone() for name in (*gaussians.table.widths, *BOOK)}
+    return {name: gaussians[name].clone() for name in (*gaussians.widths, *BOOK)}
 
 
 def test_gradients_are_those_of_the_places_in_the_image() -> None:

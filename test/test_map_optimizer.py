@@ -191,7 +191,7 @@ def test_wrong_labels_are_learned_away() -> None:
     gaussians = mapper.map.gaussians
     rows = (gaussians["class_index"] == CHAIR).nonzero()[:, 0]
     wrong = mapper.map.head.semantic_features(torch.full((len(rows),), TABLE), torch.ones(len(rows)))
-    gaussians.table.set_rows(rows, semantics=wrong)
+    gaussians.set_rows(rows, semantics=wrong)
     losses_after(mapper, 1)
     assert (gaussians["class_index"][rows] == TABLE).any()
     losses_after(mapper, 80)

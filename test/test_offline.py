@@ -24,7 +24,7 @@ def mapped_room(*settings: str) -> PanopticMapper:
 
 def state(mapper: PanopticMapper) -> dict[str, torch.Tensor]:
     gaussians = mapper.map.gaussians
-    return {name: gaussians[name].clone() for name in (*gaussians.table.widths, *BOOK)}
+    return {name: gaussians[name].clone() for name in (*gaussians.widths, *BOOK)}
 
 
 def color_error(mapper: PanopticMapper) -> float:

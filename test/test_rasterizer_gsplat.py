@@ -93,7 +93,7 @@ def test_the_same_losses_have_the_same_gradients(base: str) -> None:
         mapper.optimizer.num_steps = 0  # the grid of warped pixels follows it
         seen = {}
         mapper.optimizer.on_gradients = lambda k, view, which, seen=seen: seen.update(view=view, which=which)
-        before = {name: mapper.map.gaussians[name].clone() for name in mapper.map.gaussians.table.widths}
+        before = {name: mapper.map.gaussians[name].clone() for name in mapper.map.gaussians.widths}
         mapper.optimizer.step(keyframe, [other])
         mapper.optimizer.on_gradients = None
         view = seen["view"]

@@ -34,7 +34,7 @@ def measure(context: Context) -> dict[str, Any]:
 def enlarge(mapper: PanopticMapper, num_gaussians: int) -> None:
     """Puts copies of the map, with objects of their own, beside it on a square grid until it has so many Gaussians."""
     gaussians, queries = mapper.map.gaussians, mapper.map.queries
-    own = torch.arange(len(gaussians), device=gaussians.table.device)
+    own = torch.arange(len(gaussians), device=gaussians.device)
     means, instance_ids = gaussians["means"].clone(), gaussians["instance_id"].clone()
     size_m = (means.amax(0) - means.amin(0)).cpu()
     right, forward = np.delete(np.arange(3), int(np.abs(mapper.up).argmax()))
@@ -83,7 +83,7 @@ def continued(context: Context, mapper: PanopticMapper, num_before: int) -> dict
         "queries": len(mapper.map.queries),
         "candidates": len(view.gaussians),
         "visible": len(view.visible_ids),
-        "queries_in_view": int(view.queries_in_view.sum()),
+        "queries_in_view": len(view.queries),
         "frames_per_s": 1e3 * len(latencies_ms) / sum(latencies_ms),
         "frame_ms_p50": percentile(latencies_ms, 50),
         "frame_ms_p99": percentile(latencies_ms, 99),

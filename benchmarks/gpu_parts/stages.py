@@ -64,9 +64,10 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
         return lambda: optimizer.step(keyframe, neighbours if with_labels else (), with_labels)
 
     def update() -> None:
-        rows = mapper.map.gaussians.table.gather(view.gaussians.ids)
-        rows.leaf.grad = torch.zeros_like(rows.leaf)
-        mapper.map.gaussians.table.update(rows, seen)
+        rows = mapper.map.gaussians.appearance.gather(view.gaussians.ids)
+        for column in rows.columns.values():
+            column.grad = torch.zeros_like(column)
+        mapper.map.gaussians.appearance.update(rows, seen)
 
     seen = torch.zeros(len(view.gaussians), dtype=torch.bool, device=rendering.alpha.device)
     seen[view.projection.visible] = True
@@ -75,7 +76,7 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
         "step: with labels": step(True),
         "step: view (gather, project, sort)": lambda: mapper.map.view(*pose),
         "step: render": view.render,
-        "step: geometry terms": lambda: optimizer._geometry_terms(keyframe, view, rendering, None),
+        "step: image loss": lambda: optimizer._image_loss(keyframe, rendering),
         "step: Adam": update,
         "step: blend labels": view.blend_labels,
         "step: label terms": lambda: optimizer._label_terms(keyframe, view, labels),

@@ -57,14 +57,14 @@ def load() -> Path:
 
 def _register(library: Path) -> None:
     """Registers autograd and fakes on what was just loaded."""
-    from panoptic_mapper.ops import cpu_fallback, label_warp, local_cross_attention, rasterize
+    from panoptic_mapper.ops import cpu_fallback, label_warp, local_cross_attention, map_rows, rasterize, whitening
 
-    for module in (rasterize, local_cross_attention, label_warp):
+    for module in (rasterize, local_cross_attention, label_warp, map_rows, whitening):
         module.register()
     if torch.cuda.is_available() and CUDA_MARKER not in library.read_bytes():
         logger.warning(
-            "the CUDA kernels are not built, and nvcc is missing: labels of Gaussians on the GPU are computed on the"
-            " CPU, slowly; install the CUDA toolkit %s and put its bin/ on the PATH",
+            "the CUDA kernels are not built, and nvcc is missing: what they do for maps on the GPU is done on"
+            " the CPU, slowly; install the CUDA toolkit %s and put its bin/ on the PATH",
             torch.version.cuda,
         )
         cpu_fallback.register()

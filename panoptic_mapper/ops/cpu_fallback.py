@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OPERATORS = ("local_cross_attention", "local_cross_attention_backward", "label_warp", "label_warp_backward")
+OPERATORS = (
+    "local_cross_attention",
+    "local_cross_attention_backward",
+    "label_warp",
+    "label_warp_backward",
+    "frustum_mask",
+    "holding_mask",
+    "whitening_matrices",
+    "whitening_matrices_backward",
+)
 
 
 @functools.cache
@@ -17,6 +26,8 @@ def register() -> None:
     """Registers the detour. The operators must have been loaded, without CUDA kernels."""
     for name in OPERATORS:
         torch.library.impl(f"panoptic_mapper::{name}", "CUDA", func=on_cpu(getattr(torch.ops.panoptic_mapper, name)))
+    torch.library.impl("panoptic_mapper::gather_columns", "CUDA", func=gather_columns)
+    torch.library.impl("panoptic_mapper::adam_rows_", "CUDA", func=adam_rows_)
 
 
 def on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +35,26 @@ def on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(*arguments: Any) -> Any:
         device = next(a.device for a in arguments if isinstance(a, Tensor))
-        results = operator(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments))
+        results = operator(*map(_on_cpu, arguments))
         return results.to(device) if isinstance(results, Tensor) else tuple(r.to(device) for r in results)
 
     return run
+
+
+def gather_columns(values: Tensor, ids: Tensor, widths: Sequence[int]) -> list[Tensor]:
+    """Needs no detour."""
+    return [column.contiguous() for column in values[ids].split(list(widths), dim=1)]
+
+
+def adam_rows_(values: Tensor, moments: Tensor, steps: Tensor, ids: Tensor, *rest: Any) -> None:
+    """Moves only the rows that it changes."""
+    rows = [table[ids].cpu() for table in (values, moments, steps)]
+    torch.ops.panoptic_mapper.adam_rows_(*rows, torch.arange(len(ids)), *map(_on_cpu, rest))
+    for table, changed in zip((values, moments, steps), rows, strict=True):
+        table[ids] = changed.to(table.device)
+
+
+def _on_cpu(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.cpu()
+    return [_on_cpu(a) for a in argument] if isinstance(argument, list) else argument
