@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include "device_errors.h"
+#include "label_losses.h"
 #include "label_warp.h"
 #include "local_cross_attention.h"
 #include "map_rows.h"
@@ -28,6 +29,8 @@ extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapp
 #define PM_WARP                                                                                              \
   "Tensor probabilities, Tensor depth, Tensor intrinsics, Tensor targets, Tensor target_depth,"               \
   " Tensor target_intrinsics, Tensor T_target_source"
+#define PM_LOSSES                                                                                            \
+  "Tensor panoptic, Tensor logs, Tensor panoptic_targets, Tensor semantic_targets, Tensor weights, int num_stuff"
 #define PM_CAMERA "Tensor T_camera_map, float fx, float fy, float cx, float cy, int width, int height"
 
 TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
@@ -59,6 +62,11 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
   m.def("whitening_matrices(Tensor quats, Tensor log_scales) -> Tensor");
   m.def("whitening_matrices_backward(Tensor v_whitenings, Tensor quats, Tensor log_scales)"
         " -> (Tensor v_quats, Tensor v_log_scales)");
+  m.def("label_targets(Tensor mask_index, Tensor semantic, Tensor? disputed, Tensor confidence, Tensor mask_rows,"
+        " Tensor mask_classes, Tensor mask_factors, Tensor positions, Tensor stuff_of_classes,"
+        " Tensor semantic_of_classes, int first_query) -> (Tensor panoptic, Tensor semantic, Tensor weights)");
+  m.def("label_losses(" PM_LOSSES ") -> (Tensor losses, Tensor sums)");
+  m.def("label_losses_backward(Tensor v_losses, Tensor sums, " PM_LOSSES ") -> (Tensor v_panoptic, Tensor v_logs)");
   m.def("raise_device_errors() -> ()", panoptic_mapper::raise_device_errors);
 }
 
@@ -74,6 +82,9 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
   m.impl("label_warp", panoptic_mapper::label_warp);
   m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
+  m.impl("label_targets", panoptic_mapper::label_targets);
+  m.impl("label_losses", panoptic_mapper::label_losses);
+  m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);
@@ -88,6 +99,9 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("local_cross_attention_backward", panoptic_mapper::local_cross_attention_backward);
   m.impl("label_warp", panoptic_mapper::label_warp);
   m.impl("label_warp_backward", panoptic_mapper::label_warp_backward);
+  m.impl("label_targets", panoptic_mapper::label_targets);
+  m.impl("label_losses", panoptic_mapper::label_losses);
+  m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);

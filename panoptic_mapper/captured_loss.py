@@ -1,4 +1,4 @@
-"""Losses of images as CUDA graphs: of the many small kernels of a loss and of its gradients the host launches one graph."""
+"""Losses of images as CUDA graphs: one launch for the many small kernels of a loss and of its gradients."""
 
 from __future__ import annotations
 

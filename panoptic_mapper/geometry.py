@@ -78,15 +78,6 @@ def quaternions(R: Tensor) -> Tensor:
     return torch.where(quats[:, :1] < 0, -quats, quats)
 
 
-def in_frustum(points: Tensor, camera: PinholeCamera, margin: float, near_m: float) -> Tensor:
-    """Which camera-frame points [N, 3] project into the image widened by `margin` (share of its size): bool [N]."""
-    uv, depth = project(points, camera)
-    inside = depth > near_m
-    for at, size in zip(uv.unbind(-1), (camera.width, camera.height), strict=True):
-        inside &= (at > -margin * size) & (at < (1 + margin) * size)
-    return inside
-
-
 def surface_normals(points: Tensor, max_step: float = 0.1) -> tuple[Tensor, Tensor]:
     """Unit normals [H, W, 3] towards the camera of organised camera-frame points [H, W, 3], and where they hold.
 

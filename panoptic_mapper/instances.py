@@ -158,12 +158,12 @@ class InstanceQueries:
         return rows_of(ids, self.ids if ids.device == self.ids.device else self.ids_on_device)
 
     def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, means: Tensor, visible: Tensor) -> Tensor:
-        """Rows [Q_view] of the queries whose 99 % ellipsoid holds one of `means` [M, 3][`visible`], and meets the frustum.
+        """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian, and meets the frustum.
 
         Args:
             T_camera_map: [4, 4] map to camera frame.
             camera: of the view.
-            means: centres of Gaussians, m, map frame.
+            means: [M, 3] centres of Gaussians, m, map frame.
             visible: [V] int64 rows of those that the camera sees.
         """
         ops.load()

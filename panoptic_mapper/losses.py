@@ -61,41 +61,9 @@ def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum().clamp_min(1)
 
 
-def cross_entropy(log_probabilities: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """Minus the log probability of the target.
-
-    Args:
-        log_probabilities: [H, W, C].
-        targets: [H, W] int64 column, -1 = not counted.
-        weights: [H, W] confidence of the targets.
-    """
-    logs = log_probabilities.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    return masked_mean(-logs, weights * (targets >= 0))
-
-
 def floored_log(probabilities: Tensor) -> Tensor:
     """Logarithms that, with their gradients, are bounded."""
     return (probabilities.clamp_min(0) + PROBABILITY_FLOOR).log()
-
-
-def dice_loss(masks: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Mean dice cost over the queries that are the target of some pixel.
-
-    Args:
-        masks: [H, W, Q] rendered query masks.
-        targets: [H, W] int64 query column, -1 = none.
-        counted: [H, W] bool, pixels whose 2D label is known.
-    """
-    num_queries = masks.shape[-1]
-    own = masks.gather(-1, targets.clamp_min(0)[..., None])[..., 0]
-    bins = torch.where(targets >= 0, targets, num_queries).reshape(-1)  # one more bin, for the pixels of no query
-    sums = masks.new_zeros(num_queries + 1)
-    intersection = sums.index_add(0, bins, own.reshape(-1))[:num_queries]
-    target_px = sums.index_add(0, bins, torch.ones_like(own).reshape(-1))[:num_queries]
-    mask_px = (masks * counted[..., None]).sum((0, 1))
-    matched = target_px > 0
-    dice = (2 * intersection + 1) / (target_px + mask_px + 1)
-    return masked_mean(1 - dice, matched.to(masks.dtype))
 
 
 def query_repulsion(keys: Tensor, centers: Tensor, reach_m: float = 1.0) -> Tensor:

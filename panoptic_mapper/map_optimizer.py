@@ -17,13 +17,11 @@ from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
-from panoptic_mapper.label_space import UNLABELED
+from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.label_warping import PixelGrid, one_hot_labels
 from panoptic_mapper.losses import (
     LossWeights,
     color_loss,
-    cross_entropy,
-    dice_loss,
     masked_mean,
     query_repulsion,
 )
@@ -55,6 +53,7 @@ class OptimizerConfig(Config):
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
+
 IMAGE_TERMS = ("color", "depth", "opacity")
 
 
@@ -74,7 +73,7 @@ class MapOptimizer:
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._captured: dict[torch.Size, CapturedLoss] = {}  # by size of the images
-        self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr)
+        self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr, fused=True)
         self.num_steps = 0  # that were taken
 
     def step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe] = (), with_labels: bool | None = None) -> None:
@@ -101,7 +100,7 @@ class MapOptimizer:
         if keyframe.has_labels and with_labels:
             labels = view.blend_labels()
             associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
-            terms |= self._label_terms(keyframe, view, labels)
+            terms |= self._label_terms(view, labels, LabelTargets.of(keyframe, view))
             warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
@@ -147,45 +146,21 @@ class MapOptimizer:
             self._captured[size] = CapturedLoss(loss, images, num_differentiable=3)
         return self._captured[size](*images)
 
-    def _label_terms(self, keyframe: Keyframe, view: MapView, labels: LabelRendering) -> dict[str, Tensor]:
-        columns = labels.columns
-        semantic_targets = columns.semantic_of_classes[self._class_targets(keyframe)]
-        targets, weights = self._panoptic_targets(keyframe, view), self._target_weights(keyframe)
-        log_semantic, log_panoptic = view.log_labels(labels)
-        terms = {
-            "semantic": cross_entropy(log_semantic, semantic_targets, weights),
-            "panoptic": cross_entropy(log_panoptic, targets, weights),
-        }
-        if len(view.queries):
-            terms["dice"] = dice_loss(labels.masks, columns.queries_of(targets), _told(keyframe))
-            terms["repulsion"] = query_repulsion(
-                self.map.head.keys(view.queries["embeddings"]), view.queries["centers"]
-            )
-        return terms
-
-    def _class_targets(self, keyframe: Keyframe) -> Tensor:
-        """Class index [H, W] of each pixel: in a mask that of its object by all its evidence, elsewhere as labelled."""
-        device = keyframe.mask_index.device
-        rows = self.map.queries.rows_of(torch.tensor(keyframe.mask_ids))
-        own = torch.tensor(keyframe.mask_classes)
-        if len(self.map.queries):
-            own = torch.where(rows >= 0, self.map.queries.class_indices[rows], own)
-        mask_classes = to_device(own, device)[keyframe.mask_index.long()]
-        classes = torch.where(keyframe.mask_index > 0, mask_classes, keyframe.semantic.long())
-        return classes if keyframe.disputed is None else torch.where(keyframe.disputed, UNLABELED, classes)
-
-    def _target_weights(self, keyframe: Keyframe) -> Tensor:
-        """Weight [H, W] of each pixel's label: its confidence, in a mask over the recall of the mask's object.
-
-        Objects are missed now and then, what is around them is not. Were both to weigh the same, an object that is
-        missed in every other image would lose the pixels along its borders.
-        """
-        rows = self.map.queries.rows_of(torch.tensor(keyframe.mask_ids))
-        factor = torch.ones(len(rows))
-        if len(self.map.queries):
-            factor = torch.where(rows >= 0, 1 / self.map.queries.recall[rows].float(), factor)
-        factor[0] = 1
-        return keyframe.confidence * to_device(factor, keyframe.confidence.device)[keyframe.mask_index.long()]
+    def _label_terms(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
+        """Cross entropies and dice (cuda/label_losses.h), and what keeps queries apart."""
+        ops.load()
+        losses, _ = torch.ops.panoptic_mapper.label_losses(
+            labels.panoptic,
+            view.log_labels(labels),
+            targets.panoptic,
+            targets.semantic,
+            targets.weights,
+            labels.columns.num_stuff,
+        )
+        semantic, panoptic, dice = losses.unbind()
+        keys = self.map.head.keys(view.queries["embeddings"])
+        repulsion = query_repulsion(keys, view.queries["centers"])
+        return {"semantic": semantic, "panoptic": panoptic, "dice": dice, "repulsion": repulsion}
 
     def _warp_term(
         self, keyframe: Keyframe, view: MapView, rendering: Rendering, labels: LabelRendering, neighbour: Keyframe
@@ -194,13 +169,10 @@ class MapOptimizer:
         stride = self.config.warp_stride_px
         grid = PixelGrid(stride, self.num_steps % stride, self.num_steps // stride % stride)
         depth = torch.where(rendering.alpha.detach() > 0.5, rendering.depth.detach(), 0)
-        num_panoptic, columns = labels.panoptic.shape[-1], labels.columns
-        targets = grid.of(self._panoptic_targets(neighbour, view))
-        classes = grid.of(columns.semantic_of_classes[self._class_targets(neighbour)])
-        confidence = grid.of(self._target_weights(neighbour))
+        targets = LabelTargets.of(neighbour, view, grid)
         observed = [
-            one_hot_labels(targets, confidence, num_panoptic),
-            one_hot_labels(classes, confidence, labels.semantic.shape[-1]),
+            one_hot_labels(targets.panoptic, targets.weights, labels.panoptic.shape[-1]),
+            one_hot_labels(targets.semantic, targets.weights, labels.semantic.shape[-1]),
         ]
         T = inverse_pose(neighbour.T_map_camera) @ keyframe.T_map_camera
         ops.load()
@@ -214,18 +186,6 @@ class MapOptimizer:
             to_device(torch.from_numpy(T).to(depth.dtype), depth.device),
         )
         return loss
-
-    def _panoptic_targets(self, keyframe: Keyframe, view: MapView) -> Tensor:
-        """Panoptic column [H, W] of each pixel: its stuff class or the query its mask was matched to; -1 = none."""
-        rows, queries, columns = view.queries.ids, self.map.queries, self.map.head.columns
-        position = torch.full((len(queries) + 1,), -1, dtype=torch.int64, device=rows.device)
-        position[rows] = torch.arange(len(rows), device=rows.device)
-        mask_rows = queries.rows_of(to_device(torch.tensor(keyframe.mask_ids), rows.device))
-        mask_position = position[mask_rows]  # row -1 (no query) reads the last entry, which is -1
-        in_mask = columns.of_queries(mask_position)[keyframe.mask_index.long()]
-        if keyframe.disputed is not None:
-            in_mask = torch.where(keyframe.disputed, -1, in_mask)
-        return torch.where(keyframe.mask_index > 0, in_mask, columns.stuff_of_classes[keyframe.semantic.long()])
 
 
 def image_loss(
@@ -249,9 +209,3 @@ def image_loss(
     ]
     weighted = [getattr(weights, name) * term for name, term in zip(IMAGE_TERMS, terms, strict=True)]
     return torch.stack(weighted).sum(), torch.stack(terms).detach()
-
-
-def _told(keyframe: Keyframe) -> Tensor:
-    """Pixels [H, W] bool of whose objects the keyframe's labels tell something."""
-    is_labelled = keyframe.semantic > 0
-    return is_labelled if keyframe.disputed is None else is_labelled & ~keyframe.disputed

@@ -62,6 +62,14 @@ class MapView:
             return queries.table.gather(self._rows_in_view)
         return queries.table.gather(torch.arange(len(queries), device=self.T_camera_map.device))
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """Place in `queries` of each query row of the map [R] int64; -1 = it is not there."""
+        rows = self.queries.ids
+        positions = torch.full((len(self.map.queries),), -1, dtype=torch.int64, device=rows.device)
+        positions[rows] = torch.arange(len(rows), device=rows.device)
+        return positions
+
     @property
     def queries_in_view(self) -> Tensor | None:
         """Which of `queries` are in view: [Q] bool, None = all."""
@@ -109,18 +117,16 @@ class MapView:
             classified = classify(visible, self.queries, head)
         return blend_labels(self.projection, classified, head)
 
-    def log_labels(self, labels: LabelRendering) -> tuple[Tensor, Tensor]:
-        """Logarithms of the semantic [H, W, S + T] and the panoptic labels [H, W, S + 1 + Q] that losses are made of.
+    def log_labels(self, labels: LabelRendering) -> Tensor:
+        """Logarithms of the panoptic labels and of the thing classes, [H, W, S + 1 + Q + T], that losses are made of.
 
         With label blending these are blended too, so that each Gaussian is told the label of its pixels, not only the
         pixel: in the logarithm of the blended probability a Gaussian that is sure of a wrong class has next to no
         gradient where others of the same pixel explain it.
         """
         if self.map.labels.blending == "feature":
-            return floored_log(labels.semantic), floored_log(labels.panoptic)
-        logs = blend_logs(self.projection, labels)
-        panoptic, things = logs.split([labels.panoptic.shape[-1], logs.shape[-1] - labels.panoptic.shape[-1]], dim=-1)
-        return torch.cat([panoptic[..., : labels.columns.num_stuff], things], dim=-1), panoptic
+            return floored_log(torch.cat([labels.panoptic, labels.thing_classes], dim=-1))
+        return blend_logs(self.projection, labels)
 
 
 class SeenCounter:

@@ -64,7 +64,7 @@ class ParameterTable:
         return sum(t.nbytes for t in (self._values, self._moments, self._steps))
 
     def gather(self, ids: Tensor) -> Rows:
-        """Copies the rows `ids` [V] (distinct) into leaves that gradients reach; hand them to `update` after backward."""
+        """Copies the rows `ids` [V] (distinct) into leaves for gradients; hand them to `update` after backward."""
         ops.load()
         values = self._values[: self._size]
         columns = torch.ops.panoptic_mapper.gather_columns(values, ids, list(self.widths.values()))

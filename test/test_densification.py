@@ -150,7 +150,7 @@ def test_new_rows_have_no_moments_and_old_ones_keep_the_scale_of_their_gradients
     mapper = mapped([wall_frame()], segmenter=PassOn(SPACE))
     gaussians = mapper.map.gaussians
     n = len(gaussians)
-    table = gaussians.table
+    table = gaussians.appearance
     assert (table._steps[:n] > 0).all()
     second = table._moments[:n, 1].clone()
     densify(gaussians, gradients_of(gaussians, [2.0] * n), CONFIG, generator())

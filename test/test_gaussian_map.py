@@ -90,7 +90,7 @@ def test_splat_inputs_are_in_units_of_the_rasteriser() -> None:
     gaussians = GaussianMap(LearningRates(), CPU)
     columns = gaussian_columns(torch.ones(1, 3), log_scales=torch.tensor([[0.1, 0.2, 0.4]]).log())
     gaussians.append(columns | {"opacity_logits": torch.tensor([[0.0]])}, anchor=0)
-    means, quats, scales, opacities = (t.detach() for t in splat_inputs(gaussians.table.gather(torch.tensor([0]))))
+    means, quats, scales, opacities = (t.detach() for t in splat_inputs(gaussians.appearance.gather(torch.tensor([0]))))
     assert means.tolist() == [[1, 1, 1]]
     assert quats.tolist() == [[1, 0, 0, 0]]
     np.testing.assert_allclose(scales, [[0.1, 0.2, 0.4]], rtol=1e-6)
@@ -135,4 +135,4 @@ def test_a_saved_map_of_lower_degree_is_taken() -> None:
 
 def test_memory_counts_bookkeeping() -> None:
     gaussians = numbered_map()
-    assert gaussians.nbytes == gaussians.table.nbytes + 5 * 4 * len(BOOK)
+    assert gaussians.nbytes == gaussians.appearance.nbytes + gaussians.labels.nbytes + 5 * 4 * len(BOOK)

@@ -14,7 +14,6 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.geometry import (
     backproject,
     estimate_up,
-    in_frustum,
     inverse_pose,
     project,
     quaternions,
@@ -79,16 +78,6 @@ def test_projection_is_that_of_the_camera_matrix() -> None:
     points = torch.tensor([[0.3, -0.2, 2.0], [0.0, 0.0, 0.7]], dtype=torch.float64)
     homogeneous = points.numpy() @ LOPSIDED.matrix.T
     np.testing.assert_allclose(project(points, LOPSIDED)[0], homogeneous[:, :2] / homogeneous[:, 2:], atol=1e-12)
-
-
-def test_frustum_is_the_widened_image_in_front_of_the_camera() -> None:
-    depth = torch.ones(6, dtype=torch.float64)
-    u = torch.tensor([-3.2, -3.4, 36.2, 36.4, 10, 10], dtype=torch.float64)  # the margin is 0.1 * 33 px
-    v = torch.tensor([5, 5, 5, 5, -2.8, 32], dtype=torch.float64)  # and 0.1 * 29 px
-    points = torch.stack([(u - LOPSIDED.cx) / LOPSIDED.fx, (v - LOPSIDED.cy) / LOPSIDED.fy, depth], 1)
-    assert in_frustum(points, LOPSIDED, 0.1, 0.05).tolist() == [True, False, True, False, True, False]
-    assert not in_frustum(-points, LOPSIDED, 0.1, 0.05).any()
-    assert not in_frustum(0.04 * points, LOPSIDED, 0.1, 0.05).any()
 
 
 def plane_depth(normal: np.ndarray, distance: float, camera: PinholeCamera) -> torch.Tensor:

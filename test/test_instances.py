@@ -10,6 +10,7 @@ from small_room import CAMERA, CHAIR, CPU, SPACE, TABLE
 from torch import Tensor
 
 from panoptic_mapper.instances import (
+    CHI2_3_99,
     COUNTS,
     MIN_STD_M,
     InstanceConfig,
@@ -18,7 +19,6 @@ from panoptic_mapper.instances import (
     Sighting,
     robust_gaussian,
 )
-from panoptic_mapper.visible_queries import CHI2_3_99
 
 STDS = torch.tensor([0.1, 0.2, 0.4])
 R = torch.from_numpy(Rotation.from_rotvec([0.3, -0.2, 0.5]).as_matrix()).float()
@@ -312,7 +312,7 @@ def test_one_gaussian_among_many_brings_its_query_into_view() -> None:
     add(queries, (0, 0, 5), (2, 0, 5), (-2, 0, 5))
     visible = torch.tensor([0.0, 0.0, 1.0]).repeat(40_000, 1)  # in none of them
     visible[12_345] = torch.tensor([2.0, 0.0, 5.0])
-    assert queries.in_view(torch.eye(4), CAMERA, visible).tolist() == [1]
+    assert queries.in_view(torch.eye(4), CAMERA, visible, torch.arange(len(visible))).tolist() == [1]
 
 
 def test_remove_keeps_rows_aligned() -> None:
@@ -369,6 +369,6 @@ def test_queries_in_view_against_brute_force() -> None:
         if any(float(x @ precision @ x) < CHI2_3_99 for x in offsets):
             expected.append(row)
     assert 10 < len(expected) < 50
-    assert queries.in_view(torch.eye(4), CAMERA, visible).tolist() == expected
-    assert len(queries.in_view(torch.eye(4), CAMERA, visible[:0])) == 0
-    assert len(make_queries().in_view(torch.eye(4), CAMERA, visible)) == 0
+    assert queries.in_view(torch.eye(4), CAMERA, visible, torch.arange(len(visible))).tolist() == expected
+    assert len(queries.in_view(torch.eye(4), CAMERA, visible, torch.arange(0))) == 0
+    assert len(make_queries().in_view(torch.eye(4), CAMERA, visible, torch.arange(len(visible)))) == 0

@@ -67,7 +67,7 @@ def features_of(classes: list[int], own: list[int], x_m: list[float], head: Pano
     semantics = head.semantic_features(torch.tensor(classes), torch.full((len(classes),), 0.7))
     instances = head.instance_features(head.keys(rows["embeddings"]).detach(), torch.tensor(own))
     means = torch.tensor(x_m)[:, None] * torch.tensor([1.0, 0, 0])
-    return LabelFeatures.of_each(semantics.requires_grad_(), instances.requires_grad_(), means)
+    return LabelFeatures(semantics.requires_grad_(), instances.requires_grad_(), means)
 
 
 def both(weights: Tensor, features: LabelFeatures, rows: Rows, head: PanopticHead) -> list[LabelRendering]:
@@ -86,7 +86,7 @@ def test_where_one_gaussian_covers_a_pixel_both_blendings_agree(head, queries, a
     torch.testing.assert_close(by_feature.semantic, by_label.semantic, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(by_feature.panoptic.sum(-1), torch.full((2, 2), alpha))
     assert by_label.panoptic.argmax(-1).tolist() == [[FIRST_QUERY, FIRST_QUERY + 1], [1, 0]]
-    leaves = [features.semantics, features.instances, rows.leaf, head.codes, head.key_projection]
+    leaves = [features.semantics, features.instances, *rows.columns.values(), head.codes, head.key_projection]
     target = torch.randn(by_label.panoptic.shape, generator=torch.Generator().manual_seed(3))
     expected, actual = (torch.autograd.grad((r.panoptic * target).sum(), leaves) for r in (by_label, by_feature))
     for e, a in zip(expected, actual, strict=True):

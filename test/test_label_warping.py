@@ -195,7 +195,7 @@ def warp_loss(mapper: PanopticMapper, neighbour: int = 1, queries: list[int] | N
     keyframe, optimizer = mapper.keyframes.all[0], mapper.optimizer
     view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
     if queries is not None:
-        view = replace(view, queries=mapper.map.queries.table.gather(torch.tensor(queries)))
+        vars(view)["queries"] = mapper.map.queries.table.gather(torch.tensor(queries))  # as if it had found these
     args = (keyframe, view, view.render(), view.blend_labels(), mapper.keyframes.all[neighbour])
     return optimizer._warp_term(*args).item()
 

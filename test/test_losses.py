@@ -9,11 +9,7 @@ import pytest
 import torch
 
 from panoptic_mapper.losses import (
-    PROBABILITY_FLOOR,
     color_loss,
-    cross_entropy,
-    dice_loss,
-    floored_log,
     masked_mean,
     query_repulsion,
     ssim,
@@ -90,62 +86,6 @@ def test_masked_mean_by_hand() -> None:
     assert nothing == 0
     nothing.backward()
     assert values.grad.tolist() == [0, 0, 0]
-
-
-def test_cross_entropy_by_hand() -> None:
-    probabilities = torch.tensor([[[0.5, 0.25], [0.9, 0.1], [0.3, 0.2]]], requires_grad=True)  # [1, 3, 2]
-    targets, weights = torch.tensor([[0, 1, -1]]), torch.tensor([[1.0, 0.5, 1.0]])
-    loss = cross_entropy(floored_log(probabilities), targets, weights)
-    floor = PROBABILITY_FLOOR
-    assert loss.item() == pytest.approx(-(math.log(0.5 + floor) + 0.5 * math.log(0.1 + floor)) / 1.5, rel=1e-5)
-    loss.backward()
-    expected = [[-1 / (0.5 + floor) / 1.5, 0], [0, -0.5 / (0.1 + floor) / 1.5], [0, 0]]
-    np.testing.assert_allclose(probabilities.grad[0], expected, rtol=1e-5)
-
-
-def test_cross_entropy_of_nothing() -> None:
-    probabilities = torch.full((2, 2, 3), 0.3, requires_grad=True)
-    loss = cross_entropy(floored_log(probabilities), torch.full((2, 2), -1), torch.ones(2, 2))
-    assert loss == 0
-    loss.backward()
-    assert (probabilities.grad == 0).all()
-
-
-def test_cross_entropy_of_an_empty_map_is_finite() -> None:
-    probabilities = torch.zeros(1, 1, 2, requires_grad=True)
-    loss = cross_entropy(floored_log(probabilities), torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1))
-    loss.backward()
-    assert loss.item() == pytest.approx(-math.log(PROBABILITY_FLOOR))
-    assert torch.isfinite(probabilities.grad).all()
-    assert probabilities.grad[0, 0, 0] < 0  # and it pulls
-
-
-def test_dice_by_hand() -> None:
-    # Query 0 is the target of pixels 0 and 1, query 2 of pixel 2; nothing is asked of query 1; pixel 4 is unknown.
-    masks = torch.tensor([[[1.0, 0, 0], [0.5, 0, 0], [0, 0.4, 0.6], [0.25, 0, 0.1], [1.0, 1.0, 1.0]]])
-    masks.requires_grad_()
-    targets = torch.tensor([[0, 0, 2, -1, -1]])
-    counted = torch.tensor([[True, True, True, True, False]])
-    loss = dice_loss(masks, targets, counted)
-    dice_0 = (2 * 1.5 + 1) / (2 + 1.75 + 1)
-    dice_2 = (2 * 0.6 + 1) / (1 + 0.7 + 1)
-    assert loss.item() == pytest.approx(((1 - dice_0) + (1 - dice_2)) / 2)
-    loss.backward()
-    assert (masks.grad[0, 4] == 0).all()
-    assert (masks.grad[..., 1] == 0).all()
-    assert (masks.grad[0, :2, 0] < 0).all()
-    assert masks.grad[0, 3, 0] > 0
-
-
-def test_dice_of_perfect_and_of_no_masks() -> None:
-    masks = torch.eye(2).repeat(1, 5, 1)
-    targets = masks[0].argmax(-1)[None]
-    assert dice_loss(masks, targets, torch.ones(1, 10, dtype=torch.bool)) == pytest.approx(0, abs=1e-6)
-    masks.requires_grad_()
-    loss = dice_loss(masks, torch.full((1, 10), -1), torch.ones(1, 10, dtype=torch.bool))
-    loss.backward()
-    assert loss == 0
-    assert (masks.grad == 0).all()
 
 
 def test_repulsion_by_hand() -> None:

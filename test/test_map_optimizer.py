@@ -24,6 +24,7 @@ from small_room import (
 
 from panoptic_mapper.frame import Segmentation
 from panoptic_mapper.gaussian_map import WIDTHS
+from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.mapper import PanopticMapper
 
 GEOMETRY = ("means", "quats", "log_scales", "opacity_logits", "colors")
@@ -42,6 +43,15 @@ def columns(mapper: PanopticMapper, names: tuple[str, ...]) -> dict[str, torch.T
     return {name: mapper.map.gaussians[name].clone() for name in names}
 
 
+def targets_of(mapper: PanopticMapper) -> LabelTargets:
+    keyframe = mapper.keyframes.all[0]
+    return LabelTargets.of(keyframe, mapper.map.view(keyframe.camera, keyframe.T_map_camera))
+
+
+def semantic_columns(mapper: PanopticMapper, classes: torch.Tensor) -> torch.Tensor:
+    return mapper.map.head.columns.semantic_of_classes[classes]
+
+
 def losses_after(mapper: PanopticMapper, num_steps: int) -> dict[str, float]:
     for _ in range(num_steps):
         mapper.optimizer.step(mapper.keyframes.all[0])
@@ -53,23 +63,23 @@ def test_panoptic_targets_by_hand() -> None:
     keyframe = mapper.keyframes.all[0]
     keyframe.semantic[0, :3] = torch.tensor([0, WALL, CHAIR])
     keyframe.mask_index[0, :3] = 0  # a chair that no mask holds is no target
-    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
     expected = torch.full((30, 40), CHAIR_COLUMN)
     expected[:, 20:] = TABLE_COLUMN
     expected[24:] = FLOOR_COLUMN
     expected[0, :3] = torch.tensor([-1, 1, -1])
-    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), expected)
+    assert torch.equal(targets_of(mapper).panoptic, expected)
     keyframe.mask_ids[1] = 0  # the table's mask was matched to nothing
     expected[expected == TABLE_COLUMN] = -1
-    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), expected)
+    assert torch.equal(targets_of(mapper).panoptic, expected)
 
 
 def test_targets_of_queries_that_are_not_in_view_are_left_out() -> None:
     mapper = wall_mapper()
     keyframe = mapper.keyframes.all[0]
     view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
-    only_chair = mapper.map.queries.table.gather(torch.tensor([1]))
-    targets = mapper.optimizer._panoptic_targets(keyframe, replace(view, queries=only_chair))
+    mapper.map.queries.table["centers"][0] += 100  # the table is elsewhere now
+    assert view.queries.ids.tolist() == [1]
+    targets = LabelTargets.of(keyframe, view).panoptic
     assert (targets[:24, :20] == 4).all()  # now the first query column
     assert (targets[:24, 20:] == -1).all()
 
@@ -82,30 +92,29 @@ def test_the_class_in_a_mask_is_that_of_its_object_by_all_evidence() -> None:
     expected = torch.full((30, 40), CHAIR)
     expected[:, 20:], expected[24:] = TABLE, FLOOR
     expected[0, :3] = torch.tensor([0, WALL, CHAIR])
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    assert torch.equal(targets_of(mapper).semantic, semantic_columns(mapper, expected))
     # This image calls the chair a table, and all others call it a chair.
     keyframe.semantic[keyframe.mask_index == 2], keyframe.mask_classes[2] = TABLE, TABLE
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    assert torch.equal(targets_of(mapper).semantic, semantic_columns(mapper, expected))
     mapper.map.queries.evidence[1] = torch.tensor([0.0, 1.0, 0, 1.1, 0])  # or it is a table after all
     expected[expected == CHAIR] = TABLE
     expected[0, 2] = CHAIR
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    assert torch.equal(targets_of(mapper).semantic, semantic_columns(mapper, expected))
     keyframe.mask_ids[2], keyframe.mask_classes[2] = 0, WALL  # of no object: what the mask says
     expected[:24, :20][keyframe.mask_index[:24, :20] == 2] = WALL
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), expected)
+    assert torch.equal(targets_of(mapper).semantic, semantic_columns(mapper, expected))
 
 
 def test_disputed_pixels_are_no_target() -> None:
     mapper = wall_mapper()
     keyframe = mapper.keyframes.all[0]
-    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
-    classes, columns = mapper.optimizer._class_targets(keyframe), mapper.optimizer._panoptic_targets(keyframe, view)
+    before = targets_of(mapper)
     keyframe.disputed = torch.zeros(30, 40, dtype=torch.bool)
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), classes)
+    assert torch.equal(targets_of(mapper).semantic, before.semantic)
     keyframe.disputed[5:10, 5:30] = True
-    classes[5:10, 5:30], columns[5:10, 5:30] = 0, -1
-    assert torch.equal(mapper.optimizer._class_targets(keyframe), classes)
-    assert torch.equal(mapper.optimizer._panoptic_targets(keyframe, view), columns)
+    before.semantic[5:10, 5:30] = before.panoptic[5:10, 5:30] = -1
+    assert torch.equal(targets_of(mapper).semantic, before.semantic)
+    assert torch.equal(targets_of(mapper).panoptic, before.panoptic)
 
 
 def test_objects_that_are_often_missed_weigh_more_where_they_are_seen() -> None:
@@ -117,9 +126,9 @@ def test_objects_that_are_often_missed_weigh_more_where_they_are_seen() -> None:
     expected = torch.full((30, 40), 0.5)
     expected[:24, :20] /= queries.recall[1].float()
     assert queries.recall[1] < 0.6
-    torch.testing.assert_close(mapper.optimizer._target_weights(keyframe), expected)
+    torch.testing.assert_close(targets_of(mapper).weights, expected)
     keyframe.mask_ids[2] = 0
-    torch.testing.assert_close(mapper.optimizer._target_weights(keyframe), torch.full((30, 40), 0.5))
+    torch.testing.assert_close(targets_of(mapper).weights, torch.full((30, 40), 0.5))
 
 
 def test_a_flipped_class_in_one_image_changes_nothing() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from small_room import mapped, room_frames
+from small_room import gaussian_columns, mapped, room_frames
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.occlusion import depth_limits, is_before
+from panoptic_mapper.gaussian_map import GaussianMap, LearningRates
+from panoptic_mapper.occlusion import depth_limits
 
 CAMERA = PinholeCamera(60.0, 60.0, 47.5, 31.5, 96, 64)
 
@@ -42,7 +43,10 @@ def test_points_are_compared_with_the_limit_of_their_pixel() -> None:
     expected = [[True] * 5, [False, True, True, True, False], [False, True, True, True, False]]
     expected += [[False, False, True, False, False]]
     limits = depth_limits(depth_image())
-    assert is_before(torch.cat(points), CAMERA, limits).reshape(4, 5).tolist() == expected
+    gaussians = GaussianMap(LearningRates(), torch.device("cpu"))
+    gaussians.append(gaussian_columns(torch.cat(points)), anchor=0)
+    ids = gaussians.ids_in_frustum(torch.eye(4), CAMERA, limits)
+    assert ids.tolist() == torch.tensor(expected).flatten().nonzero()[:, 0].tolist()
 
 
 def test_what_is_behind_a_room_leaves_its_images_as_they_are() -> None:

@@ -88,7 +88,7 @@ def test_every_keyframe_comes_once_before_any_comes_again() -> None:
 
 def test_rates_fall_and_are_restored() -> None:
     mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", "densification.every=0", segmenter=PassOn(SPACE))
-    table, config = mapper.map.gaussians.table, mapper.config.learning_rates
+    table, config = mapper.map.gaussians.appearance, mapper.config.learning_rates
     seen = []
     mapper.optimizer.step = lambda keyframe, neighbours: seen.append(table._rates.clone())  # type: ignore[method-assign]
     optimize_globally(mapper, OfflineConfig(iterations=101, means_rate_end=0.01, rate_end=0.1, sh_share=0))

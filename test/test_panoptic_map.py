@@ -54,7 +54,8 @@ def test_counting_is_that_of_blended_weights_and_moves_nothing() -> None:
         (rendering.color.square().mean() + counter.term).backward()
         ones = torch.ones(len(view.visible_ids), 1, requires_grad=True)
         (total_px,) = torch.autograd.grad(view.projection.blend(ones).sum(), ones)
-        return view.gaussians.leaf.grad, counter.seen()[view.projection.visible] == (total_px[:, 0] > MIN_SEEN_PX)
+        gradients = [view.gaussians.gradient(name) for name in view.gaussians.columns]
+        return torch.cat(gradients, dim=1), counter.seen()[view.projection.visible] == (total_px[:, 0] > MIN_SEEN_PX)
 
     counted, same = gradient(True)
     plain, _ = gradient(False)

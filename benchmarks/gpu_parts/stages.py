@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_parts.context import Context, markdown, times_ms
+from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.object_discovery import maintain_queries, refit_queries
 
@@ -79,7 +80,7 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
         "step: image loss": lambda: optimizer._image_loss(keyframe, rendering),
         "step: Adam": update,
         "step: blend labels": view.blend_labels,
-        "step: label terms": lambda: optimizer._label_terms(keyframe, view, labels),
+        "step: label terms": lambda: optimizer._label_terms(view, labels, LabelTargets.of(keyframe, view)),
         "step: warp term": lambda: [
             optimizer._warp_term(keyframe, view, rendering, labels, other) for other in neighbours
         ],
