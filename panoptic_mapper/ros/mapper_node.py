@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError
 
 import rclpy
 from geometry_msgs.msg import PoseStamped
@@ -60,7 +61,7 @@ class MapperNode(Node):
         route_logs(self.get_logger())
         self._make_mapper = make_mapper
         self._label_space: LabelSpace | None = None
-        self._publishing: Future[None] | None = None
+        self._publishing = threading.Lock()  # held while a snapshot is made and published
         self.worker: MappingWorker[PanopticMapper] | None = None
         self._background: BackgroundSegmenter | None = None  # a 2D model that runs beside the mapper
         self.pose_source = self._create_pose_source()
@@ -92,7 +93,7 @@ class MapperNode(Node):
             self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")
 
     def close(self) -> None:
-        """Ends the 2D model at once, and the mapping thread; the frame in hand is finished."""
+        """Ends the 2D model at once, and the mapping thread; the frame and the message in hand are finished."""
         if self._background is not None:
             self._background.close()
         if self.worker is None:
@@ -101,6 +102,9 @@ class MapperNode(Node):
             self.worker.stop()
         except TimeoutError as error:
             self.get_logger().error(str(error))
+            return
+        with self._publishing:
+            pass
 
     def _create_pose_source(self) -> PoseSource:
         config = self.config
@@ -160,13 +164,16 @@ class MapperNode(Node):
         worker = self.worker
         if worker is None or not self._map_publishers.is_due(worker.version):
             return
-        if self._publishing is not None and not self._publishing.done():
-            return
-
-        def task(mapper: PanopticMapper) -> None:
-            self._map_publishers.publish(mapper.snapshot(), worker.version)
-
-        self._publishing = worker.submit(task)
+        # Here, in a thread of the executor: the one that maps only copies the map.
+        with self._publishing:
+            if worker.is_stopping:
+                return
+            begun = worker.submit(lambda mapper: (mapper.begin_snapshot(), worker.version))
+            try:
+                make, version = begun.result()
+            except CancelledError:  # the node is being closed
+                return
+            self._map_publishers.publish(make(), version)
 
     def _publish_status(self) -> None:
         if self._status_publisher.has_subscribers():
