@@ -41,7 +41,6 @@ from panoptic_mapper.object_discovery import (
     open_queries,
     refit_queries,
 )
-from panoptic_mapper.objects import ObjectExtractor
 from panoptic_mapper.offline import OfflineConfig
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
@@ -124,7 +123,7 @@ class PanopticMapper:
         self.up = np.array(UP_AXES.get(config.up_axis, UP_AXES["z"]), dtype=np.float64)  # [3] map frame
         self.num_frames = 0
         self.last_stamp_ns = 0
-        self._extractor = ObjectExtractor()
+        self._extractor = extraction.create_extractor(self.device)
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._frames_for_up: list[Frame] = []
 

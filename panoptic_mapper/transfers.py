@@ -30,3 +30,25 @@ def to_host(*tensors: Tensor) -> list[Tensor]:
     bytes_on_host = torch.cat(packed).cpu()
     parts = bytes_on_host.split([t.numel() * t.element_size() for t in tensors])
     return [part.clone().view(t.dtype).reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+class AsyncHostCopy:
+    """A copy of a tensor on its way to host memory; on a CUDA device queued on the current stream.
+
+    It goes through pinned memory, which torch keeps for the next: nothing is copied twice, and who waits for it does so
+    without the interpreter.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy, self._event = tensor, None
+        if tensor.is_cuda:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event(blocking=True)
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        """The copy, once it is made; of a tensor in host memory that tensor."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy

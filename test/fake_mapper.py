@@ -54,6 +54,9 @@ class FakeMapper:
         classes, confidences = np.full(2, 2, np.int32), np.ones(2, np.float32)
         return MapSnapshot(self.last_stamp_ns, points, colors, classes, ids, confidences, self.all_objects, LABEL_SPACE)
 
+    def begin_snapshot(self):
+        return self.snapshot
+
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
         size = (camera.height, camera.width)
         x_m = np.float32(T_map_camera[0, 3])

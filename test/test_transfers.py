@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from panoptic_mapper.transfers import to_host
+from panoptic_mapper.transfers import AsyncHostCopy, to_host
 
 
 def test_tensors_of_all_types_come_back_as_they_were() -> None:
@@ -21,3 +22,19 @@ def test_tensors_of_all_types_come_back_as_they_were() -> None:
         assert actual.dtype == expected.dtype
         assert actual.data_ptr() != expected.data_ptr() or expected.numel() == 0
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_a_copy_to_the_host_holds_what_the_tensor_held() -> None:
+    tensor = torch.arange(12, dtype=torch.int32).reshape(3, 4)
+    torch.testing.assert_close(AsyncHostCopy(tensor).wait(), torch.arange(12, dtype=torch.int32).reshape(3, 4))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_copy_from_a_gpu_is_pinned_and_not_disturbed_by_what_follows() -> None:
+    tensor = torch.arange(1_000_000, device="cuda")
+    copies = [AsyncHostCopy(tensor) for _ in range(3)]
+    tensor.zero_()
+    for copy in copies:
+        assert copy.wait().is_pinned()
+        assert torch.equal(copy.wait(), torch.arange(1_000_000))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from panoptic_mapper.frame import Frame
 from panoptic_mapper.msg import MapStatus, PanopticObject
 from panoptic_mapper.results import MAP_FILE, load_mapper, make_report, writable_folder, write_results
 from panoptic_mapper.ros.client import MapperClient
-from panoptic_mapper.ros.processes import ChildProcess, start_node, start_player
+from panoptic_mapper.ros.processes import ChildProcess, own_domain, start_node, start_player
 from panoptic_mapper.srv import QueryObjects, RenderView, SaveMap
 
 TEST_EVERY = 8  # frames held out: they are not in the bag
@@ -68,7 +67,7 @@ def run_demo(
     with _progress(console) as update:
         write_rosbag(Subset(room, train), out / "bag", overwrite=True, progress=lambda done, n: update("bag", done, n))
         with (
-            _own_domain(),
+            own_domain(),
             start_node(out / "node.log", {**PARAMETERS, **(parameters or {})}) as node,
             MapperClient(node.check_alive) as client,
         ):
@@ -164,23 +163,6 @@ def _ros_report(status: MapStatus) -> dict[str, Any]:
         "latency_ms": {"p50": status.latency_p50_ms, "p90": status.latency_p90_ms, "p99": status.latency_p99_ms},
         "rss_mb": status.rss_bytes / 2**20,
     }
-
-
-@contextmanager
-def _own_domain() -> Iterator[None]:
-    """A ROS domain of this machine and this run alone, so that no other node hears it or is heard."""
-    domain_id = 40 + os.getpid() % 60  # below 102, where ports collide with those that Linux gives out
-    ours = {"ROS_DOMAIN_ID": str(domain_id), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

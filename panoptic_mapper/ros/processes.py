@@ -6,8 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 import panoptic_mapper
 
@@ -49,6 +52,11 @@ class ChildProcess:
     def returncode(self) -> int | None:
         """The exit status; None while it runs."""
         return self._process.poll()
+
+    def cpu_s(self) -> float:
+        """Seconds of processors that the program has used; it must run."""
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
 
     def check_alive(self) -> None:
         """Raises RuntimeError with the end of the log when the program has ended."""
@@ -103,3 +111,20 @@ def start_player(
 ) -> ChildProcess:
     """Starts playing a bag once the node subscribes, at the latest after `wait_s`."""
     return ChildProcess("the player", ["-c", PLAY, str(bag), str(rate), str(wait_s)], log_file, environment or {})
+
+
+@contextmanager
+def own_domain() -> Iterator[None]:
+    """A ROS domain of this machine and this run alone, so that no other node hears it or is heard."""
+    domain_id = 40 + os.getpid() % 60  # below 102, where ports collide with those that Linux gives out
+    ours = {"ROS_DOMAIN_ID": str(domain_id), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
