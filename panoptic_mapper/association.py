@@ -9,7 +9,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
-from panoptic_mapper.transfers import to_host
 
 MIN_QUERY_PX = 20.0  # a query that covers less of the image gives no evidence about merging, and gets none against it
 REFERENCE_PX = 320 * 240  # numbers of pixels are meant for images of this size, and grow with larger ones
@@ -43,22 +42,7 @@ class MaskOverlap:
     shown_intersection: Tensor  # [K, Q] pixels of mask k that show query q: M_q > 0.5
     shown_px: Tensor  # [Q] pixels that show the query
     min_px: float  # a query shown by fewer pixels tells nothing
-
-    def on_host(self, *others: Tensor) -> tuple[MaskOverlap, list[Tensor]]:
-        """The same in host memory, and other tensors with it: what is small and asked often, for one wait."""
-        intersection, mask_px, query_px, dice_cost, bce, shown_intersection, shown_px, *rest = to_host(
-            self.intersection,
-            self.mask_px,
-            self.query_px,
-            self.dice_cost,
-            self.bce,
-            self.shown_intersection,
-            self.shown_px,
-            *others,
-        )
-        return MaskOverlap(
-            intersection, mask_px, query_px, dice_cost, bce, shown_intersection, shown_px, self.min_px
-        ), rest
+    explained_px: Tensor  # [Q] pixels that show the query, whether the image has a label there or not
 
     def is_covered(self, share: float) -> Tensor:
         """Which masks cover more than a share of the pixels that show which queries: bool [K, Q]."""
@@ -66,40 +50,62 @@ class MaskOverlap:
         return inside & (self.shown_px > self.min_px)
 
 
-def mask_overlap(masks: Tensor, mask_index: Tensor, counted: Tensor, num_masks: int) -> MaskOverlap:
-    """Overlaps of rendered query masks with 2D masks.
+def overlap_sums(
+    masks: Tensor, mask_index: Tensor, explained: Tensor, is_labelled: Tensor, num_masks: int
+) -> tuple[Tensor, Tensor]:
+    """Sums over the explained pixels of each 2D mask, of which `mask_overlap` makes its statistics.
+
+    Pixels are not selected, for which a GPU would make the host wait, but multiplied by 1 or 0: matrix products of
+    each image row, [groups, W] x [W, Q], summed over the rows.
 
     Args:
         masks: [H, W, Q] M_q(u), 0..1.
         mask_index: [H, W] 0 = no mask, 1..K.
-        counted: [H, W] bool, pixels whose 2D label is known and whose surface is in the map.
+        explained: [H, W] bool, pixels whose surface is in the map.
+        is_labelled: [H, W] bool, pixels whose 2D label is known.
         num_masks: K.
+
+    Returns:
+        Sums [K + 2, 4 Q] of M_q, its logit, -log(1 - M_q), and M_q > 0.5, and the number of pixels [K + 2]. Row k is of
+        mask k, row 0 of labelled pixels in no mask, the last of those without a label.
     """
-    pixels = counted.flatten().nonzero()[:, 0]  # [P], once: a GPU waits for each selection by a mask
-    m = masks.flatten(0, 1)[pixels]  # [P, Q]
-    index = mask_index.flatten()[pixels].long()
-    shown = (m > 0.5).to(m.dtype)  # the little that a query has in each of 10^5 pixels makes it seen nowhere
-    ones = m.new_ones(len(m), 1)  # their sums are pixels
-    per_mask = m.new_zeros(num_masks + 1, 4 * m.shape[1] + 1)
-    bounded = m.clamp(PROBABILITY_FLOOR, 1 - PROBABILITY_FLOOR)  # in the logarithms only: a floor in each of 10^5
-    log_in, log_out = -bounded.log(), -(1 - bounded).log()  # pixels would make a hundred of them out of nothing
-    per_mask.index_add_(0, index, torch.cat([m, log_in, log_out, shown, ones], dim=1))
-    intersection, inside, outside, shown_intersection, mask_px = per_mask.split([*4 * [m.shape[1]], 1], dim=1)
-    mask_px = mask_px[:, 0]
-    query_px = m.sum(0)
+    group = torch.where(explained, torch.where(is_labelled, mask_index, num_masks + 1), -1)
+    members = (group[..., None] == torch.arange(num_masks + 2, device=group.device)).to(masks.dtype)  # [H, W, K + 2]
+    logits = torch.logit(masks, PROBABILITY_FLOOR)  # bounded here only: a floor in each of 10^5 pixels would make a
+    log_out = torch.nn.functional.softplus(logits)  # hundred of them out of nothing
+    shown = (masks > 0.5).to(masks.dtype)  # the little that a query has in each of 10^5 pixels makes it seen nowhere
+    per_row = [members.transpose(1, 2) @ values for values in (masks, logits, log_out, shown)]
+    return torch.cat(per_row, dim=-1).sum(0), members.sum((0, 1))
+
+
+def mask_overlap(sums: Tensor, px: Tensor, min_px: float) -> MaskOverlap:
+    """Overlaps of rendered query masks with 2D masks.
+
+    Args:
+        sums: [K + 2, 4 Q] of `overlap_sums`; best in host memory, where what is small and asked often is cheaper.
+        px: [K + 2] of `overlap_sums`.
+        min_px: pixels of which a query needs more to tell anything.
+    """
+    intersection, logits, log_out, shown = sums.chunk(4, dim=1)
+    query_px, log_out, shown_px = (x[:-1].sum(0) for x in (intersection, log_out, shown))
+    mask_px = px[1:-1]
     both_px = (mask_px[:, None] + query_px).clamp_min(1)  # pixels of both count twice, as dice wants it
-    bce = (inside + log_out.sum(0) - outside) / both_px
-    dice_cost = 1 - 2 * intersection / both_px
     return MaskOverlap(
-        intersection[1:],
-        mask_px[1:],
+        intersection[1:-1],
+        mask_px,
         query_px,
-        dice_cost[1:],
-        bce[1:],
-        shown_intersection[1:],
+        1 - 2 * intersection[1:-1] / both_px,
+        (log_out - logits[1:-1]) / both_px,  # -log(M) = -log(1 - M) - logit(M)
+        shown[1:-1],
+        shown_px,
+        min_px,
         shown.sum(0),
-        MIN_QUERY_PX * pixel_scale(mask_index),
     )
+
+
+def min_query_px(image: Tensor) -> float:
+    """Pixels of an image [H, W] of which a query needs more to tell anything."""
+    return MIN_QUERY_PX * pixel_scale(image)
 
 
 def pixel_scale(image: Tensor) -> float:

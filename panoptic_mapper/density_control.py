@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,14 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
+from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
-from panoptic_mapper.geometry import backproject, project, transform
+from panoptic_mapper.geometry import backproject, inverse_pose
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.surfels import disc_shapes
 from panoptic_mapper.transfers import to_device
 
 FILL_LEVELS = 6  # holes in the depth of up to about 2^5 pixels from their border are filled
+COARSER_WEIGHT = 1e-6  # of each level of that pyramid beside the next finer one: what float32 rounds off
+LEAST_WEIGHT = 1e-36  # smaller than that of one pixel at the coarsest level, (COARSER_WEIGHT / 4) ** 5
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,16 @@ def filled_depth(depth: Tensor, config: DensityConfig) -> Tensor:
     the hole over it, which ruins both. The depth loss never sees the filled values, and where another view measures
     empty space the Gaussians are removed.
     """
-    weight = usable_depth(depth, config).float()[None, None]
-    total = depth[None, None] * weight
-    pyramid = []
-    for _ in range(FILL_LEVELS):
-        pyramid.append(torch.where(weight > 0, total / weight.clamp_min(1e-6), 0)[0, 0])
-        total, weight = (F.avg_pool2d(x, 2, ceil_mode=True) for x in (total, weight))
-    filled = pyramid.pop()
+    weight = usable_depth(depth, config).float()
+    pyramid = [torch.stack([depth * weight, weight])[None]]  # [1, 2, h, w] sums of depths and of their weights
+    for _ in range(FILL_LEVELS - 1):
+        pyramid.append(F.avg_pool2d(pyramid[-1], 2, ceil_mode=True))
+    # A coarser level counts next to nothing where a finer one has any depth, and is all there is elsewhere.
+    sums = pyramid.pop()
     for finer in reversed(pyramid):
-        filled = F.interpolate(filled[None, None], size=finer.shape, mode="nearest")[0, 0]
-        filled = torch.where(finer > 0, finer, filled)
-    return torch.where(depth > 0, depth, filled)
+        sums = torch.add(finer, F.interpolate(sums, size=finer.shape[2:], mode="nearest"), alpha=COARSER_WEIGHT)
+    total, weight = sums[0]
+    return torch.where(depth > 0, depth, total / weight.clamp_min(LEAST_WEIGHT))
 
 
 def unexplained(depth: Tensor, surface: Tensor, rendering: Rendering, config: DensityConfig) -> Tensor:
@@ -94,28 +97,33 @@ def grown_gaussians(
 
     They are round, or, where `base` is "surfel", discs that lie in the surface.
     """
-    grid = torch.zeros_like(where)
-    start = config.stride_px // 2
-    grid[start :: config.stride_px, start :: config.stride_px] = True
-    v, u = (where & grid).nonzero(as_tuple=True)
-    depth = surface[v, u]
+    stride, camera = config.stride_px, keyframe.camera
+    grid = (slice(stride // 2, None, stride),) * 2
+    row, column = where[grid].nonzero(as_tuple=True)
+    depth, rays = surface[grid][row, column], _rays(camera, stride, surface.device)[row, column]
     T_map_camera = to_device(keyframe.T_map_camera.astype(np.float32), depth.device)
     n = len(depth)
-    scale = config.scale * config.stride_px * depth / keyframe.camera.fx
-    points = backproject(surface, keyframe.camera)
-    quats, log_scales = depth.new_zeros(n, 4), scale.log()[:, None].expand(n, 3)
-    quats[:, 0] = 1
+    log_scales = (depth * (config.scale * stride / camera.fx)).log_()[:, None].expand(n, 3)
+    quats = torch.eye(1, 4, device=depth.device).expand(n, 4)
     if base == "surfel":
-        quats, log_scales = disc_shapes(points, T_map_camera, scale, u, v)
+        v, u = (stride // 2 + stride * index for index in (row, column))
+        quats, log_scales = disc_shapes(backproject(surface, camera), T_map_camera, log_scales[:, 0].exp(), u, v)
     return {
-        "means": transform(T_map_camera, points[v, u]),
+        "means": torch.addmm(T_map_camera[:3, 3], rays * depth[:, None], T_map_camera[:3, :3].T),
         "quats": quats,
         "log_scales": log_scales,
-        "opacity_logits": torch.logit(depth.new_full((n, 1), config.opacity)),
-        "colors": keyframe.color[v, u].float() / 255,
+        "opacity_logits": depth.new_full((n, 1), _logit(config.opacity)),
+        "colors": keyframe.color[grid][row, column] / 255,
         "semantics": depth.new_zeros(n, SEMANTIC_DIM),
         "instances": depth.new_zeros(n, INSTANCE_DIM),
     }
+
+
+@lru_cache(maxsize=8)
+def _rays(camera: PinholeCamera, stride_px: int, device: torch.device) -> Tensor:
+    """Points [h, w, 3] at a depth of 1 of every `stride_px`-th pixel along both axes."""
+    ones = torch.ones(camera.height, camera.width, device=device)
+    return backproject(ones, camera)[stride_px // 2 :: stride_px, stride_px // 2 :: stride_px].contiguous()
 
 
 def count_free_space_hits(gaussians: GaussianMap, ids: Tensor, keyframe: Keyframe, config: DensityConfig) -> None:
@@ -123,37 +131,47 @@ def count_free_space_hits(gaussians: GaussianMap, ids: Tensor, keyframe: Keyfram
 
     A Gaussian at or behind its pixel's surface takes one hit back, so that noise does not add up.
     """
-    at = depth_at_centers(gaussians["means"][ids], keyframe, keyframe.depth, config)
+    measured = keyframe.depth * usable_depth(keyframe.depth, config)
+    depth, (surface,) = read_at_centers(gaussians["means"][ids], keyframe, measured[None])
+    floats = depth < surface - 2 * tolerance(surface, config)
     hits = gaussians["free_space_hits"]
-    floats = at.valid & (at.depth < at.surface - 2 * tolerance(at.surface, config))
-    change = floats.int() - (at.valid & ~floats).int()
-    hits[ids] = (hits[ids] + change).clamp_min(0)
+    is_measured = (surface > 0).int()
+    hits[ids] = (hits[ids] + torch.where(floats, is_measured, -is_measured)).clamp_min_(0)
 
 
-@dataclass(frozen=True)
-class CenterSamples:
-    """A depth image of a keyframe read at the pixels of V Gaussian centres."""
+def read_at_centers(means: Tensor, keyframe: Keyframe, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Reads images [C, H, W] float32 of a keyframe at the pixels of points [V, 3] (map, m).
 
-    u: Tensor  # [V] int64 pixel column, 0 where the centre is outside the image
-    v: Tensor  # [V] int64 pixel row
-    depth: Tensor  # [V] m, depth of the centre
-    surface: Tensor  # [V] m, the depth image at its pixel
-    valid: Tensor  # [V] bool, the centre is in the image and there is a usable depth
-
-
-def depth_at_centers(means: Tensor, keyframe: Keyframe, surface: Tensor, config: DensityConfig) -> CenterSamples:
-    """Reads a keyframe's measured or filled depth image `surface` [H, W] at the pixels of points [V, 3] (map, m)."""
-    pixel, depth = project(transform(keyframe.T_camera_map(), means), keyframe.camera)
-    u, v = pixel.round().long().unbind(-1)
-    inside = (depth > 0) & (u >= 0) & (v >= 0) & (u < keyframe.camera.width) & (v < keyframe.camera.height)
-    u, v = torch.where(inside, u, 0), torch.where(inside, v, 0)
-    at_pixel = surface[v, u]
-    return CenterSamples(u, v, depth, at_pixel, inside & usable_depth(at_pixel, config))
+    Returns:
+        The depths [V] of the points in the camera frame, m, and the values [C, V], 0 beside the image and behind the
+        camera.
+    """
+    # To what `grid_sample` takes, from -1 to 1 across the image, by one matrix: on a GPU the host's time for each
+    # operator counts, not what these compute.
+    camera = keyframe.camera
+    to_grid = np.array(
+        [
+            [2 * camera.fx / camera.width, 0, (2 * camera.cx + 1) / camera.width - 1],
+            [0, 2 * camera.fy / camera.height, (2 * camera.cy + 1) / camera.height - 1],
+            [0, 0, 1],
+        ]
+    )
+    projection = to_device((to_grid @ inverse_pose(keyframe.T_map_camera)[:3]).astype(np.float32), means.device)
+    projected = torch.addmm(projection[:, 3], means, projection[:, :3].T)
+    depth = projected[:, 2]
+    # Points behind the camera are moved far away, beside all images.
+    grid = torch.where(depth[:, None] > 0, projected[:, :2] / depth[:, None], 2.0)
+    values = F.grid_sample(images[None], grid[None, None], mode="nearest", padding_mode="zeros", align_corners=False)
+    return depth, values[0, :, 0]
 
 
 def survivors(gaussians: GaussianMap, config: DensityConfig) -> Tensor:
     """Which Gaussians stay [N] bool: opaque enough, not too large, not in seen-empty space, and finite."""
-    opaque = gaussians["opacity_logits"][:, 0] > float(torch.logit(torch.tensor(config.min_opacity)))
+    opaque = gaussians["opacity_logits"][:, 0] > _logit(config.min_opacity)
     small = gaussians["log_scales"].amax(1) < math.log(config.max_scale_m)
     solid = gaussians["free_space_hits"] < config.free_space_hits
     return opaque & small & solid & torch.isfinite(gaussians["means"]).all(1)
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share)) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -45,13 +47,40 @@ def inverse_pose(T: np.ndarray) -> np.ndarray:
 
 def rotation_matrices(quats: Tensor) -> Tensor:
     """Rotation matrices [..., 3, 3] of quaternions wxyz [..., 4], which are normalised first."""
-    w, x, y, z = F.normalize(quats, dim=-1).unbind(-1)
+    q = F.normalize(quats, dim=-1)
+    products = (q[..., :, None] * q[..., None, :]).flatten(-2)  # all w w, w x, .. z z
+    return (products @ _rotation_of_products(q.device, q.dtype)).unflatten(-1, (3, 3))
+
+
+@lru_cache
+def _rotation_of_products(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The matrix [16, 9] that takes the products of a unit quaternion's elements to its rotation matrix.
+
+    One product of matrices: a GPU's host is asked for few operators.
+    """
+    w, x, y, z = torch.eye(4).unbind()
+
+    def times(a: Tensor, b: Tensor) -> Tensor:
+        return torch.outer(a, b).flatten()
+
     rows = [
-        torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1),
-        torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=-1),
-        torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1),
+        [
+            times(w, w) + times(x, x) - times(y, y) - times(z, z),
+            2 * times(x, y) - 2 * times(w, z),
+            2 * times(x, z) + 2 * times(w, y),
+        ],
+        [
+            2 * times(x, y) + 2 * times(w, z),
+            times(w, w) - times(x, x) + times(y, y) - times(z, z),
+            2 * times(y, z) - 2 * times(w, x),
+        ],
+        [
+            2 * times(x, z) - 2 * times(w, y),
+            2 * times(y, z) + 2 * times(w, x),
+            times(w, w) - times(x, x) - times(y, y) + times(z, z),
+        ],
     ]
-    return torch.stack(rows, dim=-2)
+    return torch.stack([element for row in rows for element in row], dim=1).to(device, dtype)
 
 
 def quaternions(R: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -192,9 +194,9 @@ class InstanceQueries:
         """Makes room for evidence of classes that are new; there is none yet."""
         self.evidence = torch.nn.functional.pad(self.evidence, (0, num_classes - self.evidence.shape[1]))
 
-    def is_full(self) -> bool:
-        """Whether no query may be opened now; the first time it is, the log says so."""
-        if not 0 < self.config.max_queries <= len(self):
+    def is_full(self, num_more: int = 0) -> bool:
+        """Whether no query may be opened beside `num_more` new ones; the first time it is, the log says so."""
+        if not 0 < self.config.max_queries <= len(self) + num_more:
             return False
         if not self._was_full:
             logger.warning("max_queries=%d is reached: no further objects are opened", self.config.max_queries)
@@ -202,27 +204,37 @@ class InstanceQueries:
         return True
 
     def add(self, points: Tensor, stamp_ns: int, parent_id: int = 0) -> int:
-        """Opens a query at the robust centre and covariance of points [n, 3] (m, map frame); returns its new id.
+        """Opens one query, see `add_all`; returns its new id."""
+        return self.add_all([points], stamp_ns, [parent_id])[0]
+
+    def add_all(self, points: Sequence[Tensor], stamp_ns: int, parent_ids: Sequence[int]) -> list[int]:
+        """Opens a query at the robust centre and covariance of each of some sets of points; returns the new ids.
 
         Args:
-            parent_id: the object that the points were held to be part of; 0 = none.
+            points: [n, 3] m, map frame, of each; best in host memory, where they are sorted.
+            stamp_ns: time of the image that shows them.
+            parent_ids: for each the object that the points were held to be part of; 0 = none.
         """
-        center, covariance = robust_gaussian(points)
-        quats, log_scales = self._shape(covariance[None])
-        embedding = torch.randn(1, INSTANCE_DIM, generator=self._generator)
-        self.table.append(centers=center[None], quats=quats, log_scales=log_scales, embeddings=embedding)
-        self.ids = torch.cat([self.ids, torch.tensor([self.next_id])])
-        self.evidence = torch.cat([self.evidence, torch.zeros(1, self.evidence.shape[1])])
-        self.counts = torch.cat([self.counts, torch.tensor([[0, stamp_ns, stamp_ns, 0, 0, parent_id]])])
-        votes = torch.zeros(len(self), len(self))
-        votes[:-1, :-1] = self.votes
-        if parent_id:
-            parent = int(self.rows_of(torch.tensor(parent_id)))
-            votes[parent, -1] = votes[-1, parent] = PART_PRIOR
-        self.votes = votes
-        self.next_id += 1
+        num = len(points)
+        if num == 0:
+            return []
+        centers, covariances = zip(*(robust_gaussian(p.cpu()) for p in points), strict=True)
+        quats, log_scales = self._shape(torch.stack(covariances))
+        embeddings = torch.randn(num, INSTANCE_DIM, generator=self._generator)
+        self.table.append(centers=torch.stack(centers), quats=quats, log_scales=log_scales, embeddings=embeddings)
+        new_ids = list(range(self.next_id, self.next_id + num))
+        self.ids = torch.cat([self.ids, torch.tensor(new_ids)])
+        self.evidence = torch.nn.functional.pad(self.evidence, (0, 0, 0, num))
+        new_counts = [[0, stamp_ns, stamp_ns, 0, 0, parent_id] for parent_id in parent_ids]
+        self.counts = torch.cat([self.counts, torch.tensor(new_counts)])
+        self.votes = torch.nn.functional.pad(self.votes, (0, num, 0, num))
+        for row, parent_id in enumerate(parent_ids, start=len(self) - num):
+            if parent_id:
+                parent = int(self.rows_of(torch.tensor(parent_id)))
+                self.votes[parent, row] = self.votes[row, parent] = PART_PRIOR
+        self.next_id += num
         self.revision += 1
-        return int(self.ids[-1])
+        return new_ids
 
     def count(self, observations: Observations) -> None:
         """Makes the evidence and the numbers and times of observations those of all masks with their present ids."""
@@ -248,16 +260,21 @@ class InstanceQueries:
             self.column("contradictions")[rows] += sign * sighting.contradicted[living]
             self.column("visible")[rows] += sign * sighting.visible[living]
 
-    def share_near(self, points: Tensor, rows: Tensor) -> Tensor:
+    def geometry_on_host(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies of all centres [Q, 3], quaternions [Q, 4] and log scales [Q, 3]; a GPU is waited for once."""
+        centers, quats, log_scales = to_host(*(self.table[name] for name in ("centers", "quats", "log_scales")))
+        return centers, quats, log_scales
+
+    def share_near(self, points: Tensor, rows: Tensor, geometry: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Share [n] of points [P, 3] (m, map frame) at the place of each query `rows`: within its own extent.
 
         A side of an object that was never seen is near the sides that were, though not among their points: the
-        query's Gaussian is widened by REACH_M in all directions.
+        query's Gaussian is widened by REACH_M in all directions. All in host memory, `geometry` of `geometry_on_host`.
         """
-        std = self.table["log_scales"][rows].exp() / self.config.spread
+        centers, quats, log_scales = (column[rows] for column in geometry)
+        std = log_scales.exp() / self.config.spread
         widened = (std.square() + REACH_M**2).sqrt().log()
-        whitenings = whitening_matrices(self.table["quats"][rows], widened)
-        distances = squared_distances(points, self.table["centers"][rows], whitenings)
+        distances = squared_distances(points, centers, whitening_matrices(quats, widened))
         return (distances < NEAR_DISTANCE**2).float().mean(0)
 
     def refit(self, means: Tensor, weights: Tensor, rows: Tensor) -> None:
@@ -322,13 +339,13 @@ def rows_of(ids: Tensor, table_ids: Tensor) -> Tensor:
 
 
 def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre [3] and covariance [3, 3] of points [n, 3] without those far beyond their bulk.
+    """Centre [3] and covariance [3, 3] of points [n, 3] in host memory without those far beyond their bulk.
 
     The bulk is what lies between the 5 % quantiles of each axis, and as much again on both sides together. An object
     in two halves or around a corner is held whole, which the median and its deviations would take for outliers; the
     background behind the mask's border is not.
     """
-    low, high = points.quantile(to_device(torch.tensor([BULK, 1 - BULK], dtype=points.dtype), points.device), dim=0)
+    low, high = torch.from_numpy(np.quantile(points.numpy(), [BULK, 1 - BULK], axis=0).astype(np.float32))
     margin = 0.5 * (high - low) + MIN_STD_M
     inliers = points[((points > low - margin) & (points < high + margin)).all(1)]
     center = inliers.mean(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +17,9 @@ from panoptic_mapper.covisibility import CovisibilityGraph
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
+from panoptic_mapper.mask_table import MaskTable
 from panoptic_mapper.occlusion import depth_limits
-from panoptic_mapper.transfers import to_device
+from panoptic_mapper.transfers import to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class KeyframeConfig(Config):
     rotation_deg: float = param(4.0, "camera turn that makes a keyframe, degrees", ge=0)
     unexplained_share: float = param(0.15, "share of pixels not in the map that makes a keyframe", ge=0, le=1)
     recent: int = param(8, "number of latest keyframes in the recent part of the window", ge=1)
+
+
+@dataclass(frozen=True)
+class HostImages:
+    """Those images of a keyframe that are asked in host memory."""
+
+    depth: np.ndarray  # [H, W] float32 m, 0 = none
+    mask_index: np.ndarray  # [H, W] int32
 
 
 @dataclass
@@ -53,6 +61,7 @@ class Keyframe:
     revision: int = -1  # that of the queries to which the masks were last matched
     sighting: Sighting | None = None  # what the masks then said about the queries
     num_steps: int = 0  # how often it was chosen for optimisation
+    host_images: HostImages | None = None  # while it is the latest: nothing else is to be copied back from a GPU
 
     @cached_property
     def has_labels(self) -> bool:  # asked at every step, and on a GPU the answer makes it wait
@@ -68,10 +77,16 @@ class Keyframe:
         images = (self.color, self.depth, self.semantic, self.mask_index, self.confidence, self.disputed)
         return sum(image.nbytes for image in images if image is not None)
 
+    def images_on_host(self) -> HostImages:
+        """Depth and masks in host memory; a GPU is waited for where they are not kept there."""
+        return self.host_images or HostImages(*(t.numpy() for t in to_host(self.depth, self.mask_index)))
+
     def set_labels(self, segmentation: Segmentation) -> None:
         """Gives a keyframe that has none its labels [H, W], which came later than the frame."""
-        for name, value in _label_fields(segmentation, self.depth.device).items():
+        fields, _ = _label_fields(segmentation, self.depth.device)
+        for name, value in fields.items():
             setattr(self, name, value)
+        self.host_images = None
         self.has_labels = bool((segmentation.semantic > 0).any())
 
     def T_camera_map(self) -> Tensor:
@@ -86,6 +101,7 @@ class KeyframeStore:
         self.config = config
         self.all: list[Keyframe] = []  # a keyframe's id is its place here
         self.covisibility = CovisibilityGraph()
+        self._masks = MaskTable()
         self._random = random.Random(seed)
 
     def __len__(self) -> int:
@@ -108,6 +124,9 @@ class KeyframeStore:
         if segmentation is None:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
+        label_fields, mask_index = _label_fields(segmentation, device)
+        if self.all:
+            self.all[-1].host_images = None
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
@@ -115,7 +134,8 @@ class KeyframeStore:
             T_map_camera=frame.T_map_camera,
             color=to_device(frame.color, device),
             depth=to_device(frame.depth, device),
-            **_label_fields(segmentation, device),
+            host_images=HostImages(frame.depth, mask_index),
+            **label_fields,
         )
         keyframe.has_labels = bool((segmentation.semantic > 0).any())
         self.all.append(keyframe)
@@ -177,20 +197,7 @@ class KeyframeStore:
 
         Where several masks of a keyframe show one object, each has the weight of its share of the pixels.
         """
-        px = [Counter[int]() for _ in self.all]
-        for total, frame in zip(px, self.all, strict=True):
-            for id, count in zip(frame.mask_ids, frame.mask_px, strict=True):
-                total[id] += count
-        masks = [(n, k) for n, frame in enumerate(self.all) for k in range(1, len(frame.mask_ids))]
-        return Observations(
-            ids=torch.tensor([self.all[n].mask_ids[k] for n, k in masks], dtype=torch.int64),
-            classes=torch.tensor([self.all[n].mask_classes[k] for n, k in masks], dtype=torch.int64),
-            weights=torch.tensor(
-                [self.all[n].mask_scores[k] * self.all[n].mask_px[k] / px[n][self.all[n].mask_ids[k]] for n, k in masks]
-            ),
-            frames=torch.tensor([n for n, _ in masks], dtype=torch.int64),
-            stamps_ns=torch.tensor([frame.stamp_ns for frame in self.all], dtype=torch.int64),
-        )
+        return self._masks.observations(self.all)
 
     def resolve_ids(self, resolve: dict[int, int]) -> None:
         """Replaces public ids of masks after merges (`resolve`: gone id -> living id or 0)."""
@@ -198,13 +205,13 @@ class KeyframeStore:
             keyframe.mask_ids = [resolve.get(id, id) for id in keyframe.mask_ids]
 
 
-def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str, Any]:
-    """The fields of a keyframe that hold 2D labels."""
+def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
+    """The fields of a keyframe that hold 2D labels, and the numbered masks [H, W] in host memory."""
     mask_index, classes, scores, px = _numbered_masks(segmentation)
     confidence = segmentation.confidence
     if confidence is None:
         confidence = np.ones(mask_index.shape, np.float32)
-    return {
+    fields = {
         "semantic": to_device(segmentation.semantic.astype(np.int32, copy=False), device),
         "mask_index": to_device(mask_index, device),
         "confidence": to_device(confidence, device),
@@ -213,6 +220,7 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> dict[str,
         "mask_px": px,
         "mask_ids": [0] * len(classes),
     }
+    return fields, mask_index
 
 
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:

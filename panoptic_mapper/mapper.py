@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from panoptic_mapper import extraction, mapper_state
 from panoptic_mapper.association import AssociationConfig
@@ -143,13 +144,13 @@ class PanopticMapper:
         with self._clock.stage("segment", stage_ms):
             keyframe = self.keyframes.add(mapped_frame, self._segment(frame), self.device)
         with self._clock.stage("associate", stage_ms):
-            rendering, new_ids = self._associate(keyframe)
+            seen, rendering, new_ids = self._associate(keyframe)
         with self._clock.stage("grow", stage_ms):
-            num_new = self._grow(keyframe, rendering, new_ids)
+            num_new, seen = self._grow(keyframe, seen, rendering, new_ids)
         with self._clock.stage("optimize", stage_ms):
             self._optimize(start_s)
         with self._clock.stage("maintain", stage_ms):
-            num_removed = self._prune(keyframe)
+            num_removed = self._prune(keyframe, seen)
             maintain_queries(self.map, self.keyframes)
         self._update_up(frame)
         self.last_stamp_ns = frame.stamp_ns
@@ -205,9 +206,9 @@ class PanopticMapper:
             return False
         with self._clock.stage("label", {}):
             keyframe.set_labels(self._usable_labels(segmentation, keyframe.depth.cpu().numpy()))
-            _, new_ids = self._associate(keyframe)
+            seen, _, new_ids = self._associate(keyframe)
             surface = filled_depth(keyframe.depth, self.config.density)
-            label_from(keyframe, new_ids, surface, self.map, self.config.density)
+            label_from(keyframe, new_ids, surface, self.map, seen, self.config.density)
             refit_queries(self.map)
             maintain_queries(self.map, self.keyframes)
         return True
@@ -342,32 +343,52 @@ class PanopticMapper:
         return Segmentation(semantic, instance, segmentation.confidence)
 
     @torch.no_grad()
-    def _associate(self, keyframe: Keyframe) -> tuple[Rendering, list[int]]:
-        """Tells which object each 2D mask shows; returns the map as the keyframe sees it, and ids of new objects."""
+    def _associate(self, keyframe: Keyframe) -> tuple[Tensor, Rendering, list[int]]:
+        """Tells which object each 2D mask shows.
+
+        Returns:
+            Rows [V] of the Gaussians that may be in view, the map as the keyframe sees it, and ids of new objects.
+        """
         view = self.map.view(keyframe.camera, keyframe.T_map_camera)
         rendering = view.render()
         config, density = self.config.association, self.config.density
         masks = view.blend_labels().masks
         parts = associate(keyframe, view, rendering, masks, self.map.queries, config, density)
-        new_ids = open_queries(keyframe, parts, view, self.map, config, density)
+        new_ids = open_queries(keyframe, parts, self.map, config, density)
         self.map.queries.count(self.keyframes.observations())
-        return rendering, new_ids
+        return view.gaussians.ids, rendering, new_ids
 
-    def _grow(self, keyframe: Keyframe, rendering: Rendering, new_ids: list[int]) -> int:
-        """Adds what the map lacks, with labels that are right at once; returns the number of new Gaussians."""
+    def _grow(self, keyframe: Keyframe, seen: Tensor, rendering: Rendering, new_ids: list[int]) -> tuple[int, Tensor]:
+        """Adds what the map lacks, with labels that are right at once.
+
+        Args:
+            keyframe: the observation.
+            seen: rows [V] of the Gaussians that may be in view.
+            rendering: the map as the keyframe sees it.
+            new_ids: ids of new objects.
+
+        Returns:
+            The number of new Gaussians, and `seen` with these.
+        """
         surface = filled_depth(keyframe.depth, self.config.density)
         new = unexplained(keyframe.depth, surface, rendering, self.config.density)
         columns = grown_gaussians(keyframe, surface, new, self.config.density, self.config.gaussians.base)
+        num_before, num_new = len(self.map.gaussians), len(columns["means"])
         self.map.gaussians.append(columns, keyframe.id)
-        label_from(keyframe, new_ids, surface, self.map, self.config.density)
+        new_rows = torch.arange(num_before, num_before + num_new, device=seen.device)
+        seen = torch.cat([seen, new_rows])
+        label_from(keyframe, new_ids, surface, self.map, seen, self.config.density)
         refit_queries(self.map)
-        return len(columns["means"])
+        return num_new, seen
 
-    def _prune(self, keyframe: Keyframe) -> int:
-        """Removes Gaussians that faded, grew too large or float in free space; returns their number."""
+    def _prune(self, keyframe: Keyframe, seen: Tensor) -> int:
+        """Removes Gaussians that faded, grew too large or float in free space; returns their number.
+
+        Args:
+            keyframe: it may see, at the rows `seen` [V], Gaussians in space that is empty.
+        """
         gaussians = self.map.gaussians
-        ids = gaussians.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
-        count_free_space_hits(gaussians, ids, keyframe, self.config.density)
+        count_free_space_hits(gaussians, seen, keyframe, self.config.density)
         keep = survivors(gaussians, self.config.density)
         gaussians.keep(keep)
         return len(keep) - len(gaussians)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,17 +15,18 @@ from panoptic_mapper.association import (
     mask_overlap,
     match_masks,
     match_parts,
+    min_query_px,
+    overlap_sums,
     pixel_scale,
     same_object_votes,
 )
-from panoptic_mapper.density_control import DensityConfig, depth_at_centers, tolerance, usable_depth
-from panoptic_mapper.geometry import backproject, transform
+from panoptic_mapper.density_control import DensityConfig, read_at_centers, tolerance, usable_depth
 from panoptic_mapper.instances import InstanceQueries, Sighting
 from panoptic_mapper.keyframes import Keyframe, KeyframeStore
 from panoptic_mapper.label_space import UNLABELED
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
-from panoptic_mapper.transfers import to_device
+from panoptic_mapper.transfers import to_device, to_host
 
 MIN_LABELLED_SHARE = 0.5  # a query with fewer labelled pixels is not contradicted: the 2D model did not say what it is
 
@@ -52,9 +57,9 @@ def associate(
     num_masks = len(keyframe.mask_ids) - 1
     same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
     explained = (rendering.alpha > 0.5) & (same_surface | (keyframe.depth == 0))
-    overlap = mask_overlap(masks, keyframe.mask_index, explained & (keyframe.semantic > 0), num_masks)
-    explained_px = ((masks > 0.5) & explained[..., None]).sum((0, 1))
-    overlap, (rows, explained_px) = overlap.on_host(view.queries.ids, explained_px)
+    sums, px = overlap_sums(masks, keyframe.mask_index, explained, keyframe.semantic > 0, num_masks)
+    sums, px, rows = to_host(sums, px, view.queries.ids)
+    overlap = mask_overlap(sums, px, min_query_px(masks))
     class_probs = queries.class_probabilities(rows)[:, keyframe.mask_classes[1:]].T
     matches = match_masks(overlap, class_probs, config)
     parts = match_parts(overlap, torch.tensor(keyframe.mask_px[1:]), matches, config)
@@ -64,17 +69,16 @@ def associate(
     for mask, query in matches + parts:
         keyframe.mask_ids[mask + 1] = int(queries.ids[rows[query]])
         own[mask + 1] = query
-    sighting = _sighting(keyframe, queries.ids[rows], overlap, explained_px, config)
+    sighting = _sighting(keyframe, queries.ids[rows], overlap, config)
     queries.replace_sighting(keyframe.sighting, sighting)
     keyframe.sighting, keyframe.revision = sighting, queries.revision
     keyframe.disputed = _disputed(keyframe, own, overlap, masks, queries.votes[rows[:, None], rows], config)
     return [mask + 1 for mask, _ in parts]
 
 
-def _sighting(
-    keyframe: Keyframe, ids: Tensor, overlap: MaskOverlap, explained_px: Tensor, config: AssociationConfig
-) -> Sighting:
-    """What a keyframe's masks say about the queries `ids` [Q] in view, shown in `explained_px` [Q], labelled or not."""
+def _sighting(keyframe: Keyframe, ids: Tensor, overlap: MaskOverlap, config: AssociationConfig) -> Sighting:
+    """What a keyframe's masks say about the queries `ids` [Q] in view."""
+    explained_px = overlap.explained_px
     is_labelled = (overlap.shown_px > MIN_LABELLED_SHARE * explained_px) & (overlap.shown_px > overlap.min_px)
     is_covered = overlap.is_covered(config.covered_share).sum(0) > 0
     is_contradicted = is_labelled & ~is_covered & ~torch.isin(ids, torch.tensor(keyframe.mask_ids))
@@ -84,106 +88,140 @@ def _sighting(
 
 def _disputed(
     keyframe: Keyframe, own: Tensor, overlap: MaskOverlap, masks: Tensor, votes: Tensor, config: AssociationConfig
-) -> Tensor:
-    """Pixels [H, W] bool in a mask that also covers another object than its `own` [K + 1], where the map shows that."""
+) -> Tensor | None:
+    """Pixels [H, W] bool in a mask that also covers another object than its `own` [K + 1], where the map shows that.
+
+    None where no mask covers another one.
+    """
     covered = overlap.is_covered(config.covered_share)
     other = covered & (votes[own[1:].clamp_min(0)] < 0) & (own[1:] >= 0)[:, None]  # [K, Q]
+    if not bool(other.any()):
+        return None
     other = to_device(torch.cat([other.new_zeros(1, masks.shape[-1]), other]), masks.device)
-    shown = masks.argmax(-1)
-    return other[keyframe.mask_index.long(), shown] & (masks.gather(-1, shown[..., None])[..., 0] > 0.5)
+    share, shown = masks.max(-1)
+    return other[keyframe.mask_index.long(), shown] & (share > 0.5)
 
 
 @torch.no_grad()
 def open_queries(
-    keyframe: Keyframe,
-    parts: list[int],
-    view: MapView,
-    map: PanopticMap,
-    config: AssociationConfig,
-    density: DensityConfig,
+    keyframe: Keyframe, parts: list[int], map: PanopticMap, config: AssociationConfig, density: DensityConfig
 ) -> list[int]:
     """Gives each unmatched mask to an unmatched object at its place, or opens a query; returns the new ids.
 
     A mask that shows a side of an object that was never seen overlaps with nothing that can be rendered; its place and
     its class are then what tells that it is a known object. `parts` get a query of their own on trial: most often
     the 2D model has cut an object in two, and the votes of other keyframes soon merge them again.
+
+    All is done in host memory: it is about a few thousand pixels, and masks are taken one after the other.
     """
-    T_map_camera = to_device(torch.from_numpy(keyframe.T_map_camera).float(), keyframe.depth.device)
-    points = transform(T_map_camera, backproject(keyframe.depth, keyframe.camera))
-    usable = usable_depth(keyframe.depth, density)
-    new_ids: list[int] = []
+    queries = map.queries
     unmatched = [mask for mask in range(1, len(keyframe.mask_ids)) if not keyframe.mask_ids[mask] or mask in parts]
     if not unmatched:
-        return new_ids
-    candidates = view.queries.ids.cpu()
-    for mask in unmatched:
-        inside = points[(keyframe.mask_index == mask) & usable]
-        if len(inside) < map.queries.config.min_mask_px * pixel_scale(keyframe.mask_index):
+        return []
+    min_px = queries.config.min_mask_px * pixel_scale(keyframe.mask_index)
+    geometry = cache(queries.geometry_on_host)  # copied if it is asked
+    opened: list[int] = []
+    opened_points: list[Tensor] = []
+    for mask, points in zip(unmatched, _points_of_masks(keyframe, unmatched, density), strict=True):
+        if len(points) < min_px:
             continue
-        class_index = keyframe.mask_classes[mask]
-        row = -1
-        if mask not in parts:
-            row = _object_at(inside, class_index, keyframe, candidates, map.queries, config)
+        row = -1 if mask in parts else _object_at(points, mask, keyframe, queries, geometry, config)
         if row >= 0:
-            keyframe.mask_ids[mask] = int(map.queries.ids[row])
-        elif not map.queries.is_full():
-            keyframe.mask_ids[mask] = map.queries.add(inside, keyframe.stamp_ns, parent_id=keyframe.mask_ids[mask])
-            new_ids.append(keyframe.mask_ids[mask])
+            keyframe.mask_ids[mask] = int(queries.ids[row])
+        elif not queries.is_full(len(opened)):
+            opened.append(mask)
+            opened_points.append(points)
+    parents = [keyframe.mask_ids[mask] for mask in opened]
+    new_ids = queries.add_all(opened_points, keyframe.stamp_ns, parents)
+    for mask, id in zip(opened, new_ids, strict=True):
+        keyframe.mask_ids[mask] = id
     return new_ids
 
 
 def _object_at(
     points: Tensor,
-    class_index: int,
+    mask: int,
     keyframe: Keyframe,
-    candidates: Tensor,
     queries: InstanceQueries,
+    geometry: Callable[[], tuple[Tensor, Tensor, Tensor]],
     config: AssociationConfig,
 ) -> int:
-    """The row of the object of that class that is where the points [P, 3] are and has no mask yet, or -1."""
+    """The row of the object in view that is where the points [P, 3] of a mask are, has its class and no mask, or -1."""
+    if keyframe.sighting is None:
+        return -1
+    candidates = queries.rows_of(keyframe.sighting.ids)
+    candidates = candidates[candidates >= 0]
     taken = torch.isin(queries.ids[candidates], torch.tensor(keyframe.mask_ids))
-    same_class = queries.class_indices[candidates] == class_index
+    same_class = queries.class_indices[candidates] == keyframe.mask_classes[mask]
     candidates = candidates[~taken & same_class]
     if len(candidates) == 0:
         return -1
-    near = queries.share_near(points[:: max(1, len(points) // 500)], to_device(candidates, points.device))
-    share, best = near.cpu().max(0)
+    share, best = queries.share_near(points[:: max(1, len(points) // 500)], candidates, geometry()).max(0)
     return int(candidates[best]) if share >= config.near_share else -1
+
+
+def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfig) -> list[Tensor]:
+    """The points [n, 3] (m, map frame) that each of some masks shows, in host memory."""
+    images = keyframe.images_on_host()
+    is_asked = np.zeros(len(keyframe.mask_ids), bool)
+    is_asked[masks] = True
+    usable = usable_depth(torch.from_numpy(images.depth), density).numpy()
+    v, u = np.nonzero(is_asked[images.mask_index] & usable)
+    order = np.argsort(images.mask_index[v, u], kind="stable")
+    v, u = v[order], u[order]
+    of_mask, camera, T = images.mask_index[v, u], keyframe.camera, keyframe.T_map_camera.astype(np.float32)
+    z = images.depth[v, u]
+    points = np.stack([(u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z, z], axis=-1).astype(np.float32)
+    in_map = torch.from_numpy(points @ T[:3, :3].T + T[:3, 3])
+    begins, ends = (np.searchsorted(of_mask, masks, side) for side in ("left", "right"))
+    return [in_map[begin:end] for begin, end in zip(begins, ends, strict=True)]
 
 
 @torch.no_grad()
 def label_from(
-    keyframe: Keyframe, new_ids: list[int], surface: Tensor, map: PanopticMap, density: DensityConfig
+    keyframe: Keyframe, new_ids: list[int], surface: Tensor, map: PanopticMap, ids: Tensor, density: DensityConfig
 ) -> None:
     """Gives Gaussians the keyframe's label at their pixel of `surface` [H, W] m, to be right at once.
 
-    These are Gaussians without a label, things of no object where a mask says of which, and all in the masks that
-    opened a query.
+    These are, of the rows `ids` [V] that may be in view, Gaussians without a label, things of no object where a mask
+    says of which, and all in the masks that opened a query.
     """
-    book = map.gaussians
-    ids = book.ids_in_frustum(keyframe.T_camera_map(), keyframe.camera)
-    at = depth_at_centers(book["means"][ids], keyframe, surface, density)
-    on_surface = at.valid & ((at.depth - at.surface).abs() < tolerance(at.surface, density))
-    on_surface &= keyframe.semantic[at.v, at.u] > 0
-    public_ids = to_device(torch.tensor(keyframe.mask_ids), ids.device)[keyframe.mask_index[at.v, at.u].long()]
+    book, device = map.gaussians, surface.device
+    semantic = keyframe.semantic * usable_depth(surface, density)
+    images = torch.stack([surface, semantic.float(), keyframe.mask_index.float(), keyframe.confidence])
+    depth, at_pixel = read_at_centers(book["means"][ids], keyframe, images)
+    surface_there, class_there, mask_there, _ = at_pixel
+    is_on_surface = ((depth - surface_there).abs() < tolerance(surface_there, density)) & (class_there > 0)
+    rows_in_view, masks = _mask_labels(keyframe, new_ids, map.queries)
+    masks = to_device(masks, device)
+    public_ids, _, is_new = masks[mask_there.long()].unbind(1)
     old_class = book["class_index"][ids].long()
     is_lost = map.head.is_thing[old_class] & (map.queries.rows_of(book["instance_id"][ids].long()) < 0)
-    is_new = torch.isin(public_ids, to_device(torch.tensor(new_ids, dtype=torch.int64), ids.device))
-    is_due = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | is_new
-    chosen = (on_surface & is_due).nonzero()[:, 0]
-    ids, u, v, public_ids = ids[chosen], at.u[chosen], at.v[chosen], public_ids[chosen]
-    class_index = keyframe.semantic[v, u].long()
-    rows = map.queries.rows_of(public_ids)
-    is_in_view = torch.zeros(len(map.queries) + 1, dtype=torch.bool, device=ids.device)
-    in_view = is_in_view.index_fill_(0, rows + 1, True)[1:].nonzero()[:, 0]  # row -1, no query, is the first entry
-    keys = map.head.keys(map.queries.table["embeddings"][in_view])
-    own = torch.where(rows >= 0, torch.searchsorted(in_view, rows), -1)
-    semantics = map.head.semantic_features(class_index, keyframe.confidence[v, u])
+    is_due = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | (is_new > 0)
+    chosen = (is_on_surface & is_due).nonzero()[:, 0]
+    ids, (_, class_index, mask, confidence) = ids[chosen], at_pixel[:, chosen]
+    class_index, (public_ids, own, _) = class_index.long(), masks[mask.long()].unbind(1)
+    keys = map.head.keys(map.queries.table["embeddings"][to_device(rows_in_view, device)])
+    semantics = map.head.semantic_features(class_index, confidence)
     map.gaussians.set_rows(ids, semantics=semantics, instances=map.head.instance_features(keys, own))
     probability = map.head.class_probabilities(semantics).gather(1, class_index[:, None])[:, 0]
     map.gaussians["class_index"][ids] = class_index.int()
     map.gaussians["instance_id"][ids] = public_ids.int()
     map.gaussians["confidence_permille"][ids] = (1000 * probability).int()
+
+
+def _mask_labels(keyframe: Keyframe, new_ids: list[int], queries: InstanceQueries) -> tuple[Tensor, Tensor]:
+    """Rows [n] of the queries that the masks of a keyframe show, and what its masks 0..K say, in host memory.
+
+    The latter [K + 1, 3] int64 are the public id, the place of its query in the former, -1 = none, and whether it is
+    one of `new_ids`.
+    """
+    public_ids = torch.tensor(keyframe.mask_ids)
+    rows = queries.rows_of(public_ids)
+    shown, place = rows.unique(return_inverse=True)  # ascending, -1 first
+    num_without = int((shown < 0).sum())
+    is_new = torch.isin(public_ids, torch.tensor(new_ids, dtype=torch.int64))
+    return shown[num_without:], torch.stack([public_ids, place - num_without, is_new.long()], dim=1)
 
 
 @torch.no_grad()
@@ -196,7 +234,7 @@ def maintain_queries(map: PanopticMap, keyframes: KeyframeStore) -> None:
         queries.merge(keep, gone)
         _relabel(map, int(queries.ids[gone]), keep)
     ghosts = queries.column("contradictions") >= queries.column("observations") + queries.config.retire_after
-    merged = torch.tensor([int(id) in queries.merged_into for id in queries.ids])
+    merged = torch.tensor([id in queries.merged_into for id in queries.ids.tolist()])
     if bool((ghosts | merged).any()):
         queries.remove((ghosts | merged).nonzero()[:, 0].tolist())
         keyframes.resolve_ids({id: queries.resolve(id) for id in queries.merged_into})

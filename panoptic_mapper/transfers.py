@@ -23,10 +23,16 @@ def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return source.to(device, non_blocking=True)
 
 
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """The elements as a vector of bytes, not copied where they lie together."""
+    if tensor.numel() == 1:  # which may have any stride, and is seen as bytes where that is 1
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+    return tensor.reshape(-1).view(torch.uint8)
+
+
 def to_host(*tensors: Tensor) -> list[Tensor]:
     """Copies of tensors, of any types, in host memory; by one transfer, so that the host waits for the device once."""
-    # A clone has a stride of 1 even where it has one element, without which it cannot be seen as bytes.
-    packed = [t.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8) for t in tensors]
+    packed = [_as_bytes(t.detach()) for t in tensors]
     bytes_on_host = torch.cat(packed).cpu()
     parts = bytes_on_host.split([t.numel() * t.element_size() for t in tensors])
     return [part.clone().view(t.dtype).reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]

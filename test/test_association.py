@@ -15,11 +15,19 @@ from panoptic_mapper.association import (
     mask_overlap,
     match_masks,
     match_parts,
+    min_query_px,
+    overlap_sums,
     pixel_scale,
     same_object_votes,
 )
 
 H, W, K, Q = 12, 15, 3, 4
+
+
+def overlap_of(masks: torch.Tensor, index: torch.Tensor, counted: torch.Tensor, num_masks: int) -> MaskOverlap:
+    """Statistics over the counted pixels, all of which the map explains."""
+    sums, px = overlap_sums(masks, index, counted, torch.ones_like(counted), num_masks)
+    return mask_overlap(sums, px, min_query_px(masks))
 
 
 def random_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -32,7 +40,7 @@ def random_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_overlaps_against_brute_force() -> None:
     masks, index, counted = random_inputs()
-    overlap = mask_overlap(masks, index, counted, K)
+    overlap = overlap_of(masks, index, counted, K)
     pixels = [(v, u) for v in range(H) for u in range(W) if counted[v, u]]
     for k in range(K):
         for q in range(Q):
@@ -50,11 +58,23 @@ def test_overlaps_against_brute_force() -> None:
             np.testing.assert_allclose(overlap.bce[k, q], bce / (area + total), rtol=1e-4)
 
 
+def test_pixels_without_a_label_count_only_as_explained() -> None:
+    masks, index, explained = random_inputs()
+    is_labelled = torch.rand(H, W, generator=torch.Generator().manual_seed(1)) > 0.4
+    actual = mask_overlap(*overlap_sums(masks, index, explained, is_labelled, K), 20.0)
+    expected = overlap_of(masks, index, explained & is_labelled, K)
+    shown = masks > 0.5
+    assert torch.equal(actual.explained_px, (shown & explained[..., None]).sum((0, 1)).float())
+    assert torch.equal(actual.shown_px, (shown & (explained & is_labelled)[..., None]).sum((0, 1)).float())
+    for name in ("intersection", "mask_px", "query_px", "dice_cost", "bce", "shown_intersection"):
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name))
+
+
 def test_a_perfect_overlap_costs_nothing() -> None:
     index = torch.zeros(H, W, dtype=torch.int32)
     index[3:9, 2:8], index[:2] = 1, 2
     masks = torch.stack([index == 1, index == 2], -1).float()
-    overlap = mask_overlap(masks, index, torch.ones(H, W, dtype=torch.bool), 2)
+    overlap = overlap_of(masks, index, torch.ones(H, W, dtype=torch.bool), 2)
     assert (overlap.dice_cost.diagonal() < 0.01).all()
     assert (overlap.bce.diagonal() < 0.01).all()
     assert overlap.dice_cost[0, 1] > 0.99
@@ -63,7 +83,7 @@ def test_a_perfect_overlap_costs_nothing() -> None:
 
 def test_where_nothing_is_counted_nothing_overlaps() -> None:
     masks, index, counted = random_inputs()
-    overlap = mask_overlap(masks, index, torch.zeros_like(counted), K)
+    overlap = overlap_of(masks, index, torch.zeros_like(counted), K)
     assert (overlap.dice_cost == 1).all()
     assert match_masks(overlap, torch.ones(K, Q), AssociationConfig(max_cost=0.9)) == []
     assert (same_object_votes(overlap, AssociationConfig()) == 0).all()
@@ -72,7 +92,7 @@ def test_where_nothing_is_counted_nothing_overlaps() -> None:
 def test_a_query_that_is_nowhere_has_no_pixels() -> None:
     """However large the image."""
     index = torch.ones(300, 400, dtype=torch.int32)
-    overlap = mask_overlap(torch.zeros(300, 400, 2), index, torch.ones(300, 400, dtype=torch.bool), 1)
+    overlap = overlap_of(torch.zeros(300, 400, 2), index, torch.ones(300, 400, dtype=torch.bool), 1)
     assert overlap.query_px.tolist() == [0, 0]
     assert (same_object_votes(overlap, AssociationConfig()) == 0).all()
 
@@ -81,7 +101,15 @@ def make_overlap(dice_cost: list[list[float]], bce: list[list[float]] | None = N
     cost = torch.tensor(dice_cost)
     zero = torch.zeros(cost.shape)
     return MaskOverlap(
-        zero, zero.sum(1), zero.sum(0), cost, zero if bce is None else torch.tensor(bce), zero, zero.sum(0), 20
+        zero,
+        zero.sum(1),
+        zero.sum(0),
+        cost,
+        zero if bce is None else torch.tensor(bce),
+        zero,
+        zero.sum(0),
+        20,
+        zero.sum(0),
     )
 
 
@@ -124,7 +152,7 @@ def strips(*columns: tuple[int, int], width: int = 30) -> torch.Tensor:
 
 
 def votes_of(index: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    overlap = mask_overlap(masks, index, torch.ones(10, 30, dtype=torch.bool), int(index.max()))
+    overlap = overlap_of(masks, index, torch.ones(10, 30, dtype=torch.bool), int(index.max()))
     return same_object_votes(overlap, AssociationConfig(covered_share=0.6))
 
 
@@ -147,7 +175,7 @@ def test_a_query_that_is_hardly_seen_or_half_covered_gives_no_evidence() -> None
 def test_a_query_inside_a_mask_of_its_class_is_matched_however_much_more_the_mask_shows() -> None:
     index = torch.zeros(10, 200, dtype=torch.int32)
     index[:] = 1
-    overlap = mask_overlap(strips((0, 5), width=200), index, torch.ones(10, 200, dtype=torch.bool), 1)
+    overlap = overlap_of(strips((0, 5), width=200), index, torch.ones(10, 200, dtype=torch.bool), 1)
     assert overlap.dice_cost[0, 0] > 0.94
     assert match_masks(overlap, torch.tensor([[0.9]]), AssociationConfig()) == [(0, 0)]
     assert match_masks(overlap, torch.tensor([[0.1]]), AssociationConfig()) == []  # of another class
@@ -156,20 +184,20 @@ def test_a_query_inside_a_mask_of_its_class_is_matched_however_much_more_the_mas
 def test_a_mask_without_a_match_on_a_query_is_a_part_of_it() -> None:
     index = torch.zeros(10, 30, dtype=torch.int32)
     index[:, :14], index[:, 14:20], index[:, 20:26] = 1, 2, 3
-    overlap = mask_overlap(strips((0, 23), (26, 30)), index, torch.ones(10, 30, dtype=torch.bool), 3)
+    overlap = overlap_of(strips((0, 23), (26, 30)), index, torch.ones(10, 30, dtype=torch.bool), 3)
     config = AssociationConfig(part_share=0.6)
     total_px = torch.tensor([140, 60, 60])
     assert match_parts(overlap, total_px, [(0, 0)], config) == [(1, 0)]  # mask 3 is on it by half only
     assert match_parts(overlap, total_px, [(0, 0), (1, 1)], config) == []
     # What the map does not hold yet is on no query.
     assert match_parts(overlap, 2 * total_px, [(0, 0)], config) == []
-    no_queries = mask_overlap(torch.zeros(10, 30, 0), index, torch.ones(10, 30, dtype=torch.bool), 3)
+    no_queries = overlap_of(torch.zeros(10, 30, 0), index, torch.ones(10, 30, dtype=torch.bool), 3)
     assert match_parts(no_queries, total_px, [], config) == []
 
 
 def test_the_little_that_a_query_has_everywhere_shows_it_nowhere() -> None:
     index = torch.ones(100, 100, dtype=torch.int32)
-    overlap = mask_overlap(torch.full((100, 100, 1), 0.1), index, torch.ones(100, 100, dtype=torch.bool), 1)
+    overlap = overlap_of(torch.full((100, 100, 1), 0.1), index, torch.ones(100, 100, dtype=torch.bool), 1)
     assert overlap.query_px[0] == pytest.approx(1000)
     assert overlap.shown_px[0] == 0
     assert not overlap.is_covered(0.6).any()

@@ -12,9 +12,9 @@ from small_room import CAMERA, CPU, gaussian_columns, wall_frame
 from panoptic_mapper.density_control import (
     DensityConfig,
     count_free_space_hits,
-    depth_at_centers,
     filled_depth,
     grown_gaussians,
+    read_at_centers,
     survivors,
     tolerance,
     unexplained,
@@ -105,20 +105,23 @@ def test_nothing_new_gives_no_gaussians() -> None:
     assert all(len(c) == 0 for c in columns.values())
 
 
-def test_depth_is_read_at_the_pixels_of_the_centres() -> None:
-    depth = np.fromfunction(lambda v, u: 1 + 0.01 * u + 0.1 * v, (30, 40), dtype=np.float32)
-    depth[3, 7] = 0
-    keyframe = make_keyframe(depth=depth.astype(np.float32))
-
-    def at_pixel(u: float, v: float, z: float) -> tuple[float, float, float]:
-        return (u - CAMERA.cx) / CAMERA.fx * z, (v - CAMERA.cy) / CAMERA.fy * z, z
-
-    means = in_map(at_pixel(10.3, 20.4, 1.5), at_pixel(7, 3, 1.0), at_pixel(40.4, 5, 1.0), at_pixel(5, 5, -1.0))
-    at = depth_at_centers(means, keyframe, keyframe.depth, CONFIG)
-    assert at.valid.tolist() == [True, False, False, False]
-    assert (int(at.u[0]), int(at.v[0])) == (10, 20)
-    np.testing.assert_allclose(at.depth, [1.5, 1.0, 1.0, -1.0], atol=1e-5)
-    np.testing.assert_allclose(at.surface[0], 3.1, rtol=1e-5)
+def test_images_are_read_at_the_pixels_of_the_centres() -> None:
+    keyframe = make_keyframe()
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-3, -3, -1), (3, 3, 4), (500, 3))  # some beside the image, and some behind the camera
+    points[:2] = (0, 0, -1), (0.01, 0.02, -0.5)  # these, on its axis
+    images = torch.from_numpy(rng.uniform(1, 2, (2, 30, 40)).astype(np.float32))
+    depth, values = read_at_centers(in_map(*points), keyframe, images)
+    np.testing.assert_allclose(depth, points[:, 2], atol=1e-5)
+    u, v = (points[:, :2] / points[:, 2:] * (CAMERA.fx, CAMERA.fy) + (CAMERA.cx, CAMERA.cy)).T
+    clear = (np.abs(u % 1 - 0.5) > 1e-3) & (np.abs(v % 1 - 0.5) > 1e-3)  # not on the border of a pixel
+    num_inside = 0
+    for n in np.flatnonzero(clear):
+        row, column = int(np.rint(v[n])), int(np.rint(u[n]))
+        inside = points[n, 2] > 0 and 0 <= row < 30 and 0 <= column < 40
+        num_inside += inside
+        assert torch.equal(values[:, n], images[:, row, column] if inside else torch.zeros(2))
+    assert 20 < num_inside < 400
 
 
 def test_floating_gaussians_are_counted_and_forgiven() -> None:
@@ -158,6 +161,30 @@ def test_holes_in_the_depth_are_filled_from_around_them_and_measurements_stay() 
     assert (hole <= 2.6).all()
     assert float((hole - column[20:40]).abs().mean()) < 0.25
     assert (filled_depth(torch.zeros(48, 64), CONFIG) == 0).all()
+
+
+def test_holes_are_filled_as_level_by_level() -> None:
+    """Against the pyramid in plain words: the finest level that has any depth around a pixel is what counts."""
+    rng = np.random.default_rng(0)
+    depth = rng.uniform(0.5, 8, (61, 83)).astype(np.float32) * (rng.random((61, 83)) > 0.5)
+    depth[5:45, 10:60] = 0
+    expected = depth.copy()
+    weight = ((depth > CONFIG.min_depth_m) & (depth < CONFIG.max_depth_m)).astype(np.float64)
+    sums, step = [depth * weight, weight], 1
+    for level in range(6):
+        for v, u in zip(*np.nonzero(expected == 0), strict=True):
+            total, count = (image[v // step, u // step] for image in sums)
+            expected[v, u] = total / count if count > 0 else 0
+        if level < 5:
+            step, sums = 2 * step, [halved(image) for image in sums]
+    np.testing.assert_allclose(filled_depth(torch.from_numpy(depth), CONFIG), expected, rtol=1e-4)
+
+
+def halved(image: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels; of fewer at a border."""
+    height, width = image.shape
+    blocks = [[image[v : v + 2, u : u + 2].mean() for u in range(0, width, 2)] for v in range(0, height, 2)]
+    return np.array(blocks)
 
 
 def test_the_map_grows_in_holes_but_only_where_nothing_is() -> None:

@@ -13,6 +13,7 @@ from panoptic_mapper.instances import (
     CHI2_3_99,
     COUNTS,
     MIN_STD_M,
+    PART_PRIOR,
     InstanceConfig,
     InstanceQueries,
     Observations,
@@ -80,6 +81,33 @@ def test_far_points_do_not_change_a_new_query() -> None:
     assert (clean.table["centers"] - dirty.table["centers"]).norm() < 0.1
     ratio = covariance_of(dirty).diagonal() / covariance_of(clean).diagonal()
     assert (ratio < 1.6).all()
+
+
+def test_queries_opened_together_are_those_opened_one_by_one() -> None:
+    together, apart = make_queries(), make_queries()
+    for queries in (together, apart):
+        add(queries, (9, 9, 9))
+    points = [cloud(60, n, torch.tensor([float(n), 0, 0])) for n in range(3)]
+    assert together.add_all(points, 5, [0, 1, 0]) == [2, 3, 4]
+    assert [apart.add(p, 5, parent) for p, parent in zip(points, (0, 1, 0), strict=True)] == [2, 3, 4]
+    for name in together.table.widths:
+        torch.testing.assert_close(together.table[name], apart.table[name])
+    for name in ("ids", "evidence", "counts", "votes"):
+        assert torch.equal(getattr(together, name), getattr(apart, name)), name
+    assert together.votes[0, 2] == PART_PRIOR
+    assert together.add_all([], 6, []) == []
+    assert together.add(cloud(), 7) == 5
+
+
+def test_a_new_query_is_the_gaussian_of_what_lies_within_its_bulk() -> None:
+    points = torch.cat([cloud(300), cloud(10, 1, CENTER + 20)])
+    center, covariance = robust_gaussian(points)
+    low, high = points.quantile(0.05, dim=0), points.quantile(0.95, dim=0)
+    margin = 0.5 * (high - low) + MIN_STD_M
+    bulk = torch.stack([p for p in points if (p > low - margin).all() and (p < high + margin).all()])
+    assert len(bulk) < len(points)
+    torch.testing.assert_close(center, bulk.mean(0))
+    torch.testing.assert_close(covariance, bulk.T.cov(correction=0))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
@@ -276,8 +304,8 @@ def test_a_place_is_the_extent_widened_by_the_reach_of_unseen_sides() -> None:
     near = [1, 0, 1, 0, 1]  # within two standard deviations; (0.36 / 0.25)^2 + (0.23 / 0.17)^2 = 3.9 < 4
     rows = torch.tensor([1, 0])
     for point, expected in zip(points, near, strict=True):
-        assert queries.share_near(point[None], rows).tolist() == [0, expected]
-    np.testing.assert_allclose(queries.share_near(points, rows), [0, 3 / 5])
+        assert queries.share_near(point[None], rows, queries.geometry_on_host()).tolist() == [0, expected]
+    np.testing.assert_allclose(queries.share_near(points, rows, queries.geometry_on_host()), [0, 3 / 5])
 
 
 def test_ids_are_never_reused() -> None:

@@ -68,8 +68,7 @@ def associated(mapper: PanopticMapper, frame: Frame) -> list[int]:
 def opened(mapper: PanopticMapper, parts: Sequence[int] = ()) -> list[int]:
     """Ids of the objects that the latest keyframe's masks without a match open."""
     keyframe, config = mapper.keyframes.all[-1], mapper.config
-    view = mapper.map.view(keyframe.camera, keyframe.T_map_camera)
-    ids = open_queries(keyframe, list(parts), view, mapper.map, config.association, config.density)
+    ids = open_queries(keyframe, list(parts), mapper.map, config.association, config.density)
     mapper.map.queries.count(mapper.keyframes.observations())
     return ids
 
@@ -112,7 +111,8 @@ def test_labels_are_not_given_to_what_is_not_on_the_surface_or_has_one() -> None
     means = torch.tensor([[-0.3, -0.2, 2.0], [-0.3, -0.2, 1.0], [-0.3, -0.2, 3.0], [-0.3, -0.2, -2.0]])
     gaussians.append(gaussian_columns(means), anchor=0)
     keyframe = mapper.keyframes.all[0]
-    label_from(keyframe, [], keyframe.depth, mapper.map, mapper.config.density)
+    everything = torch.arange(len(gaussians))
+    label_from(keyframe, [], keyframe.depth, mapper.map, everything, mapper.config.density)
     assert gaussians["class_index"][-4:].tolist() == [CHAIR, 0, 0, 0]
     assert gaussians["instance_id"][-4:].tolist() == [CHAIR_ID, 0, 0, 0]
     assert (gaussians["class_index"][:-4] == FLOOR).all()
@@ -123,12 +123,13 @@ def test_labels_go_to_lost_things_and_to_all_in_masks_that_opened_a_query() -> N
     gaussians, keyframe = mapper.map.gaussians, mapper.keyframes.all[0]
     right = gaussians["instance_id"] == TABLE_ID
     left = gaussians["instance_id"] == CHAIR_ID
+    everything = torch.arange(len(gaussians))
 
     def labelled(new_ids: list[int], class_index: int, instance_id: int) -> torch.Tensor:
         """Which Gaussians are relabelled when all had this label before."""
         gaussians["class_index"][:] = class_index
         gaussians["instance_id"][:] = instance_id
-        label_from(keyframe, new_ids, keyframe.depth, mapper.map, mapper.config.density)
+        label_from(keyframe, new_ids, keyframe.depth, mapper.map, everything, mapper.config.density)
         return (gaussians["instance_id"] != instance_id) | (gaussians["class_index"] != class_index)
 
     assert not labelled([], TABLE, TABLE_ID).any()  # they have a label, of a living object

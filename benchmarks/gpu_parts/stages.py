@@ -39,6 +39,11 @@ def frame_parts(context: Context, mapper: PanopticMapper) -> dict[str, Callable[
     map, keyframes = mapper.map, mapper.keyframes
     frame = context.mapped_frames[NUM_FRAMES % len(context.mapped_frames)]
     mapped_frame = mapper.at_mapping_size(frame)
+    latest = keyframes.all[-1]
+
+    def prune() -> None:
+        mapper._prune(latest, map.gaussians.ids_in_frustum(latest.T_camera_map(), latest.camera))
+
     return {
         "frame: is it a keyframe": lambda: mapper._is_keyframe(mapped_frame),
         "frame: segment (host)": lambda: mapper._segment(frame),
@@ -49,7 +54,7 @@ def frame_parts(context: Context, mapper: PanopticMapper) -> dict[str, Callable[
         "snapshot: objects": mapper.objects,
         "frame: statistics": mapper.stats,
         "frame: maintain objects": lambda: maintain_queries(map, keyframes),
-        "frame: prune": lambda: mapper._prune(keyframes.all[-1]),
+        "frame: prune": prune,
     }
 
 
