@@ -59,8 +59,8 @@ def evaluate(
 
     Returns:
         `frames` (evaluated), `obstructed_frames` (left out), `psnr`, `ssim`, `depth_l1_m`, `depth_coverage`,
-        `protocol`; with labels all of `PanopticMetrics.compute` and `ObjectMetrics.compute`; of a mapper with a snapshot `floaters`,
-        `floater_share`, and with labels all of `point_quality`.
+        `protocol`; with labels all of `PanopticMetrics.compute` and `ObjectMetrics.compute`; of a mapper with a
+        snapshot `floaters`, `floater_share`, and with labels all of `point_quality`.
     """
     truth_space = truth_space or mapper.label_space
     to_truth = class_table(mapper.label_space, truth_space)
