@@ -13,6 +13,7 @@ from panoptic_mapper.image_metrics import ImageMetrics
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.label_spaces import class_table
 from panoptic_mapper.metrics import MIN_PIXELS, PanopticMetrics
+from panoptic_mapper.object_metrics import ObjectMetrics
 from panoptic_mapper.point_metrics import LabeledPoints, SurfaceSampler, point_quality
 from panoptic_mapper.snapshot import MapSnapshot, PanopticView
 
@@ -58,13 +59,14 @@ def evaluate(
 
     Returns:
         `frames` (evaluated), `obstructed_frames` (left out), `psnr`, `ssim`, `depth_l1_m`, `depth_coverage`,
-        `protocol`; with labels all of `PanopticMetrics.compute`; of a mapper with a snapshot `floaters`,
-        `floater_share`, and with labels all of `point_quality`.
+        `protocol`; with labels all of `PanopticMetrics.compute` and `ObjectMetrics.compute`; of a mapper with a
+        snapshot `floaters`, `floater_share`, and with labels all of `point_quality`.
     """
     truth_space = truth_space or mapper.label_space
     to_truth = class_table(mapper.label_space, truth_space)
     images = ImageMetrics()
     labels = PanopticMetrics(truth_space, min_pixels)
+    objects = ObjectMetrics(truth_space, min_pixels)
     snapshot = mapper.snapshot() if isinstance(mapper, HasPoints) else None
     floaters = None if snapshot is None else FloaterCounter(snapshot.points)
     surface = SurfaceSampler()
@@ -81,6 +83,8 @@ def evaluate(
         if frame.labels is not None:
             num_labeled += 1
             labels.update(to_truth[view.semantic], view.instance, frame.labels.semantic, frame.labels.instance)
+            found = np.where(mapper.label_space.is_thing[view.semantic], view.instance, 0)
+            objects.update(found, frame.labels.semantic, frame.labels.instance)
             if snapshot is not None and true_points is None:
                 surface.update(frame)
 
@@ -93,6 +97,7 @@ def evaluate(
         _add(result, floater_metrics(floaters.compute()))
     if num_labeled:
         _add(result, labels.compute())
+        _add(result, objects.compute())
     if snapshot is not None and (num_labeled or true_points is not None):
         map_points = LabeledPoints(snapshot.points, to_truth[snapshot.class_indices], snapshot.instance_ids)
         _add(result, point_quality(true_points or surface.compute(), map_points, truth_space))

@@ -70,7 +70,13 @@ def _change(segmenter: Any, words: tuple[Sequence[str], Sequence[str]]) -> Calla
 
 
 def _made(pickled: bytes) -> Segmenter:
-    return pickle.loads(pickled)()
+    try:
+        make = pickle.loads(pickled)
+    except (AttributeError, ImportError) as error:
+        raise ValueError(
+            f"make: expected a function that this process can import, not one of a script ({error})"
+        ) from None
+    return make()
 
 
 def _answered(connection: Connection, work: Callable[[], Any]) -> Any:

@@ -184,3 +184,12 @@ def test_curves_over_time() -> None:
 )
 def test_lists_of_frames_in_few_words(indices: list[int], words: str) -> None:
     assert describe_indices(indices) == words
+
+
+def test_objects_of_a_class_that_the_truth_lacks_count_as_objects() -> None:
+    space = LabelSpace.from_classes([SemanticClass(1, "wall", False), SemanticClass(2, "object", True)])
+    truth = frame_at(0).labels
+    assert truth is not None
+    result = evaluate(StandInMap(space, truth.semantic), [frame_at(0)], SPACE)
+    assert result["pq_objects"] == 100.0
+    assert (result["pq_things"], result["pq_stuff"]) == (0.0, 100.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("transformers", reason="the optional transformers is not installed")
@@ -12,6 +13,7 @@ from small_room import ROOM_SPACE, room_frames
 
 from benchmarks import late_labels
 from panoptic_mapper.config import load_config
+from panoptic_mapper.datasets.synthetic import SyntheticConfig, SyntheticRoom
 from panoptic_mapper.mapper import MapperConfig
 
 
@@ -36,3 +38,11 @@ def test_every_frame_is_counted_in_each_way_to_run(monkeypatch, tmp_path) -> Non
     assert inline["objects"] > 0
     assert process["failures"] == 0
     assert 0 <= process["labelled"] + process["waiting"] <= process["keyframes"]
+
+
+def test_frames_of_the_room_are_rendered_in_order() -> None:
+    config = SyntheticConfig(width=32, height=24, num_frames=9)
+    room = SyntheticRoom(config)
+    frames = late_labels.room_frames(config)
+    assert [frame.stamp_ns for frame in frames] == [room[i].stamp_ns for i in range(9)]
+    np.testing.assert_array_equal(frames[7].depth, room[7].depth)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_a_hanging_model_is_given_up_after_the_timeout_and_ended_by_force() -> N
     assert failure.value.kind == "hang"
     process.close()
     assert process._process.returncode is not None
+
+
+def test_a_function_of_a_script_is_refused_with_the_reason(monkeypatch) -> None:
+    def make() -> Honest:
+        return Honest()
+
+    make.__module__, make.__qualname__ = "__main__", "make_in_a_script"
+    monkeypatch.setattr(sys.modules["__main__"], "make_in_a_script", make, raising=False)
+    process = SegmenterProcess(make)
+    with pytest.raises(SegmenterFailure, match=r"can import, not one of a script .*make_in_a_script") as failure:
+        process.wait_until_ready(TIMEOUT_S)
+    assert failure.value.kind == "refused"
+    process.close()
 
 
 @pytest.mark.parametrize(
