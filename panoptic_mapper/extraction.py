@@ -35,7 +35,7 @@ def panoptic_view(
     view: MapView, rendering: Rendering, labels: LabelRendering, queries: InstanceQueries
 ) -> PanopticView:
     """Images for people and planners from the blended ones: each pixel's class and confirmed object by argmax."""
-    rows = view.queries.ids.cpu()
+    rows = queries.shown_rows()[view.queries.ids.cpu()]
     shown = torch.ones(labels.panoptic.shape[-1], dtype=torch.bool, device=labels.panoptic.device)
     shown[labels.columns.first_query :] = queries.is_confirmed[rows].to(shown.device)
     column = torch.where(shown, labels.panoptic, -1).argmax(-1)
@@ -43,9 +43,8 @@ def panoptic_view(
     instance = torch.zeros_like(semantic)
     if len(rows):
         query = labels.columns.queries_of(column)
-        shown_rows = queries.shown_rows()[rows]
-        semantic = torch.where(query >= 0, queries.class_indices[shown_rows].to(query.device)[query], semantic)
-        instance = torch.where(query >= 0, queries.ids[shown_rows].to(query.device)[query], 0)
+        semantic = torch.where(query >= 0, queries.class_indices[rows].to(query.device)[query], semantic)
+        instance = torch.where(query >= 0, queries.ids[rows].to(query.device)[query], 0)
     empty = rendering.alpha < MIN_ALPHA
     return PanopticView(
         color=(255 * rendering.color.clamp(0, 1)).round().to(torch.uint8).cpu().numpy(),

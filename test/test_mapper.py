@@ -384,6 +384,19 @@ def test_what_labels_contradict_more_often_than_they_show_it_is_not_shown() -> N
         assert set(np.unique(mapper.render(CAMERA, np.eye(4)).instance)) == {0, *ids}
 
 
+@pytest.mark.parametrize(("contradicted", "id_of_the_part"), [(1, 1), (0, 0)], ids=["the part", "its object"])
+def test_what_is_shown_as_an_object_is_seen_where_that_object_is(contradicted: int, id_of_the_part: int) -> None:
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    queries = mapper.map.queries
+    chair = mapper.map.gaussians["instance_id"] == 2
+    queries.column("parent_id")[1] = 1
+    queries.votes[:] = 1.5 * (1 - torch.eye(2))
+    queries.column("contradictions")[contradicted] = 9
+    snapshot, view = mapper.snapshot(), mapper.render(CAMERA, np.eye(4))
+    assert (snapshot.instance_ids[chair] == id_of_the_part).all()
+    assert (view.instance[5:20, 3:17] == id_of_the_part).all()
+
+
 def test_a_part_is_shown_as_its_object_until_votes_say_that_it_is_none() -> None:
     mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
     queries = mapper.map.queries
