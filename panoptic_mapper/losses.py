@@ -70,7 +70,8 @@ def query_repulsion(keys: Tensor, centers: Tensor, reach_m: float = 1.0) -> Tens
     """Squared cosine of the keys [Q, E] of different queries, weighted by nearness of their centres [Q, 3]."""
     if len(keys) < 2:
         return keys.new_zeros(())
-    cosine = F.normalize(keys, dim=1) @ F.normalize(keys, dim=1).T
-    near = torch.exp(-torch.cdist(centers.detach(), centers.detach()) / reach_m)
-    off_diagonal = ~torch.eye(len(keys), dtype=torch.bool, device=keys.device)
-    return masked_mean(cosine.clamp_min(0) ** 2, near * off_diagonal)
+    directions = F.normalize(keys, dim=1)
+    likeness = (directions @ directions.T).clamp_min(0).square()
+    centers = centers.detach()
+    near = torch.exp(-torch.cdist(centers, centers) / reach_m).fill_diagonal_(0)
+    return masked_mean(likeness, near)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from benchmarks.gpu_parts.context import Context, markdown, peak_memory_mb, perc
 from panoptic_mapper.evaluation import evaluate
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.snapshot import MapSnapshot
+from panoptic_mapper.worker import SWITCH_INTERVAL_S
 
 QUALITY = ("pq", "pq_things", "sq", "rq", "miou", "mcov", "id_switches", "psnr", "ssim", "depth_l1_m")
 PERCENTS = (50, 90, 99, 100)
@@ -27,6 +29,7 @@ class OnlyImages:
 
 def measure(context: Context) -> dict[str, Any]:
     context.warmed_mapper(WARM_UP_FRAMES)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)  # as the node does
     return {run: mapped(context, run) for run in context.runs}
 
 

@@ -35,13 +35,10 @@ from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters.background import BackgroundSegmenter
 from panoptic_mapper.text_query import create_text_encoder
-from panoptic_mapper.worker import MappingWorker
+from panoptic_mapper.worker import SWITCH_INTERVAL_S, MappingWorker
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
 RESOLVE_PERIOD_S = 0.05  # how often frames that wait for their pose are looked at when nothing arrives
-# Each operation of torch lets other threads run, and then waits for one of them to let go: at worst this long, of which
-# 5 ms are Python's default. Beside a thread of plain Python a snapshot took 2.6 s with that, and 0.4 s with this.
-SWITCH_INTERVAL_S = 5e-4
 LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes and the label images of another node
 
 
