@@ -19,7 +19,7 @@ from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
 from panoptic_mapper.mask_table import MaskTable
 from panoptic_mapper.occlusion import depth_limits
-from panoptic_mapper.transfers import to_device, to_host
+from panoptic_mapper.transfers import to_device, to_device_together, to_host
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,14 @@ class KeyframeStore:
         label_fields, mask_index = _label_fields(segmentation, device)
         if self.all:
             self.all[-1].host_images = None
+        color, depth = to_device_together((frame.color, frame.depth), device)
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
             camera=frame.camera,
             T_map_camera=frame.T_map_camera,
-            color=to_device(frame.color, device),
-            depth=to_device(frame.depth, device),
+            color=color,
+            depth=depth,
             host_images=HostImages(frame.depth, mask_index),
             **label_fields,
         )
@@ -211,10 +212,9 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dic
     confidence = segmentation.confidence
     if confidence is None:
         confidence = np.ones(mask_index.shape, np.float32)
+    images = (segmentation.semantic.astype(np.int32, copy=False), mask_index, confidence)
     fields = {
-        "semantic": to_device(segmentation.semantic.astype(np.int32, copy=False), device),
-        "mask_index": to_device(mask_index, device),
-        "confidence": to_device(confidence, device),
+        **dict(zip(("semantic", "mask_index", "confidence"), to_device_together(images, device), strict=True)),
         "mask_classes": classes,
         "mask_scores": scores,
         "mask_px": px,
