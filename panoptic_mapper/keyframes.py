@@ -28,7 +28,7 @@ class KeyframeConfig(Config):
 
     translation_m: float = param(0.06, "camera motion that makes a keyframe, m", ge=0)
     rotation_deg: float = param(4.0, "camera turn that makes a keyframe, degrees", ge=0)
-    unexplained_share: float = param(0.15, "share of pixels not in the map that makes a keyframe", ge=0, le=1)
+    unexplained_share: float = param(0.15, "share of pixels that no keyframe sees that makes one", ge=0, le=1)
     recent: int = param(8, "number of latest keyframes in the recent part of the window", ge=1)
 
 
@@ -118,6 +118,10 @@ class KeyframeStore:
         T = inverse_pose(self.all[-1].T_map_camera) @ T_map_camera
         angle = np.degrees(np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1)))
         return bool(np.linalg.norm(T[:3, 3]) >= self.config.translation_m or angle >= self.config.rotation_deg)
+
+    def shows_enough_new(self, depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray) -> bool:
+        """Whether enough of an image [H, W] m near the latest keyframe is seen by none; asked of depth images alone."""
+        return self.covisibility.unseen_share(depth, camera, T_map_camera) > self.config.unexplained_share
 
     def add(self, frame: Frame, segmentation: Segmentation | None, device: torch.device) -> Keyframe:
         """Keeps a frame with the labels of its 2D model (None: geometry only)."""

@@ -51,7 +51,6 @@ from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 from panoptic_mapper.timing import StageClock, StepBudget
-from panoptic_mapper.transfers import to_device
 from panoptic_mapper.vocabulary import OpenVocabulary, label_space_of_words
 
 logger = logging.getLogger(__name__)
@@ -306,18 +305,14 @@ class PanopticMapper:
         """
         mapper_state.restore_state(self, tensors, meta)
 
-    @torch.no_grad()
     def _is_keyframe(self, frame: Frame) -> bool:
-        """Whether a frame has depth to map, and the camera has moved on or sees enough that is not in the map."""
+        """Whether a frame has depth to map, and the camera has moved on or sees enough that no keyframe has seen."""
         usable = usable_depth(torch.from_numpy(frame.depth), self.config.density)
         if float(usable.float().mean()) < self.config.density.min_usable_share:
             return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
-        depth = to_device(frame.depth, self.device)
-        rendering = self.map.view(frame.camera, frame.T_map_camera).render()
-        new = unexplained(depth, depth, rendering, self.config.density)
-        return float(new.float().mean()) > self.config.keyframes.unexplained_share
+        return self.keyframes.shows_enough_new(frame.depth * usable.numpy(), frame.camera, frame.T_map_camera)
 
     def _segment(self, frame: Frame) -> Segmentation | None:
         """The 2D labels at mapping size, where there are some and they come at once."""
