@@ -13,6 +13,7 @@ from panoptic_mapper.geometry import inverse_pose
 POINTS = (16, 12)  # width and height of the grid of points of a keyframe that are looked for in the others
 SURFACE = (64, 48)  # width and height of the depth image in which they are looked for
 TOLERANCE_M, TOLERANCE = 0.1, 0.05  # a pixel of that is about a degree: depths differ by this much on one surface
+MAX_VIEWS = 12  # keyframes that are asked beside the latest whether they see what a frame shows
 MIN_SHARE = 0.1  # keyframes that share less are no neighbours
 NEAR_M = 0.05
 
@@ -76,6 +77,22 @@ class CovisibilityGraph:
             if share_of_other > MIN_SHARE:
                 self.seen_by[j][number] = share_of_other
 
+    def unseen_share(self, depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray) -> float:
+        """Share of an image's points that neither the latest keyframe nor those that share most with it see.
+
+        Args:
+            depth: [H, W] m, 0 = none: no point, and so nothing unseen.
+            camera: its intrinsics.
+            T_map_camera: [4, 4] its pose.
+        """
+        new = _sampled(depth, camera, T_map_camera)
+        seen_by = self.seen_by[-1]
+        near = [len(self) - 1, *sorted(seen_by, key=lambda j: -seen_by[j])[:MAX_VIEWS]]
+        others = [self._samples[j] for j in near]
+        T_others_new = (np.stack([o.T_camera_map for o in others]) @ new.T_map_camera).astype(np.float32)
+        seen = _visible(new.points[None], _Batch.of(others), T_others_new).any(0)
+        return float(((new.points[:, 2] > 0) & ~seen).mean())
+
     def restore(self, depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray, seen_by: dict) -> None:
         """Adds a keyframe of which it is known already which others see it."""
         self._samples.append(_sampled(depth, camera, T_map_camera))
@@ -109,7 +126,13 @@ def _may_meet(new: _Sample, others: list[_Sample]) -> list[int]:
 
 
 def _visible_share(points: np.ndarray, views: _Batch, T_views_points: np.ndarray) -> np.ndarray:
-    """Share [F] of points that views see: inside the image, and neither before nor behind the surface there.
+    """Share [F] of points that views see, see `_visible`."""
+    num_points = (points[..., 2] > 0).sum(1)
+    return _visible(points, views, T_views_points).sum(1) / np.maximum(num_points, 1)
+
+
+def _visible(points: np.ndarray, views: _Batch, T_views_points: np.ndarray) -> np.ndarray:
+    """Which points views see, bool [F, P]: inside the image, and neither before nor behind the surface there.
 
     Args:
         points: [F or 1, P, 3] in the frames of their own cameras, the origin = none.
@@ -128,5 +151,4 @@ def _visible_share(points: np.ndarray, views: _Batch, T_views_points: np.ndarray
     first = np.arange(len(views.surface))[:, None] * (height * width)
     surface = views.surface.ravel()[pixel + first]
     same = np.abs(z - surface) < np.maximum(TOLERANCE_M, TOLERANCE * z)
-    valid = points[..., 2] > 0
-    return (inside & same & (surface > 0) & valid).sum(1) / np.maximum(valid.sum(1), 1)
+    return inside & same & (surface > 0) & (points[..., 2] > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -186,10 +187,6 @@ class InstanceQueries:
         )
         return holding.nonzero()[:, 0]
 
-    def whitenings(self, rows: Tensor) -> Tensor:
-        """Detached whitening matrices [n, 3, 3] of the queries `rows`."""
-        return whitening_matrices(self.table["quats"][rows], self.table["log_scales"][rows])
-
     def grow(self, num_classes: int) -> None:
         """Makes room for evidence of classes that are new; there is none yet."""
         self.evidence = torch.nn.functional.pad(self.evidence, (0, num_classes - self.evidence.shape[1]))
@@ -285,24 +282,27 @@ class InstanceQueries:
             weights: [N] how much each counts, >= 0.
             rows: [N] row of the query that each belongs to, -1 = none.
         """
+        if len(self) == 0:
+            return
+        centers, log_scales = self.table["centers"], self.table["log_scales"]
+        whitenings = whitening_matrices(self.table["quats"], log_scales - math.log(self.config.spread))
+        geometry = torch.cat([centers, whitenings.flatten(1)], dim=1)  # [Q, 3 + 9]
         member = (rows >= 0).nonzero()[:, 0]
-        means, weights, rows = means[member], weights[member], rows[member]
-        offsets = means - self.table["centers"][rows]
-        whitened = torch.einsum("nij,nj->ni", self.whitenings(rows), offsets) * self.config.spread
-        weights = weights * (T_DEGREES + 3) / (T_DEGREES + whitened.square().sum(-1))
-        total = torch.zeros(len(self), device=means.device).index_add_(0, rows, weights)
-        mean = torch.zeros(len(self), 3, device=means.device).index_add_(0, rows, weights[:, None] * offsets)
-        mean = mean / total.clamp_min(1e-6)[:, None]
-        centred = offsets - mean[rows]
-        outer = weights[:, None, None] * centred[:, :, None] * centred[:, None, :]
-        covariance = torch.zeros(len(self), 3, 3, device=means.device).index_add_(0, rows, outer)
-        total, covariance = to_host(total, covariance)  # where their eigenvectors are computed
-        fitted = (total > self.config.min_gaussians).nonzero()[:, 0]
+        rows = rows[member]
+        own_centers, own_whitenings = geometry[rows].split([3, 9], dim=1)
+        offsets = means[member] - own_centers
+        whitened = own_whitenings.unflatten(1, (3, 3)) @ offsets[:, :, None]
+        weights = weights[member, None] * (T_DEGREES + 3) / (T_DEGREES + whitened.square().sum(1))
+        outer = offsets[:, :, None] * offsets[:, None, :]
+        moments = weights * torch.cat([torch.ones_like(weights), offsets, outer.flatten(1)], dim=1)
+        sums = moments.new_zeros(len(self), moments.shape[1]).index_add_(0, rows, moments)
+        sums, centers = to_host(sums, centers)  # where eigenvectors are computed
+        fitted = (sums[:, 0] > self.config.min_gaussians).nonzero()[:, 0]
         if len(fitted) == 0:
             return
-        quats, log_scales = self._shape(covariance[fitted] / total[fitted][:, None, None])
-        fitted = to_device(fitted, means.device)
-        centers = self.table["centers"][fitted] + mean[fitted]
+        mean, second = (sums[fitted, 1:] / sums[fitted, :1]).split([3, 9], dim=1)
+        quats, log_scales = self._shape(second.unflatten(1, (3, 3)) - mean[:, :, None] * mean[:, None, :])
+        centers, fitted = centers[fitted] + mean, to_device(fitted, means.device)
         self.table.set_rows(fitted, centers=centers, quats=quats, log_scales=log_scales)
 
     def merge(self, keep: int, gone: int) -> None:

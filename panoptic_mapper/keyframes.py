@@ -19,7 +19,7 @@ from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
 from panoptic_mapper.mask_table import MaskTable
 from panoptic_mapper.occlusion import depth_limits
-from panoptic_mapper.transfers import to_device, to_host
+from panoptic_mapper.transfers import to_device, to_device_together, to_host
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class KeyframeConfig(Config):
 
     translation_m: float = param(0.06, "camera motion that makes a keyframe, m", ge=0)
     rotation_deg: float = param(4.0, "camera turn that makes a keyframe, degrees", ge=0)
-    unexplained_share: float = param(0.15, "share of pixels not in the map that makes a keyframe", ge=0, le=1)
+    unexplained_share: float = param(0.15, "share of pixels that no keyframe sees that makes one", ge=0, le=1)
     recent: int = param(8, "number of latest keyframes in the recent part of the window", ge=1)
 
 
@@ -119,6 +119,10 @@ class KeyframeStore:
         angle = np.degrees(np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1)))
         return bool(np.linalg.norm(T[:3, 3]) >= self.config.translation_m or angle >= self.config.rotation_deg)
 
+    def shows_enough_new(self, depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray) -> bool:
+        """Whether enough of an image [H, W] m near the latest keyframe is seen by none; asked of depth images alone."""
+        return self.covisibility.unseen_share(depth, camera, T_map_camera) > self.config.unexplained_share
+
     def add(self, frame: Frame, segmentation: Segmentation | None, device: torch.device) -> Keyframe:
         """Keeps a frame with the labels of its 2D model (None: geometry only)."""
         if segmentation is None:
@@ -127,13 +131,14 @@ class KeyframeStore:
         label_fields, mask_index = _label_fields(segmentation, device)
         if self.all:
             self.all[-1].host_images = None
+        color, depth = to_device_together((frame.color, frame.depth), device)
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
             camera=frame.camera,
             T_map_camera=frame.T_map_camera,
-            color=to_device(frame.color, device),
-            depth=to_device(frame.depth, device),
+            color=color,
+            depth=depth,
             host_images=HostImages(frame.depth, mask_index),
             **label_fields,
         )
@@ -211,10 +216,9 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dic
     confidence = segmentation.confidence
     if confidence is None:
         confidence = np.ones(mask_index.shape, np.float32)
+    images = (segmentation.semantic.astype(np.int32, copy=False), mask_index, confidence)
     fields = {
-        "semantic": to_device(segmentation.semantic.astype(np.int32, copy=False), device),
-        "mask_index": to_device(mask_index, device),
-        "confidence": to_device(confidence, device),
+        **dict(zip(("semantic", "mask_index", "confidence"), to_device_together(images, device), strict=True)),
         "mask_classes": classes,
         "mask_scores": scores,
         "mask_px": px,

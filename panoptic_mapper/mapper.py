@@ -50,13 +50,14 @@ from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 from panoptic_mapper.timing import StageClock, StepBudget
-from panoptic_mapper.transfers import to_device
 from panoptic_mapper.vocabulary import OpenVocabulary, label_space_of_words
 
 logger = logging.getLogger(__name__)
 
 UP_AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
 CPU_WIDTH_PX = 320  # what two cores can hold
+REFIT_EVERY = 4  # keyframes, from the first on, after which objects are fitted to their Gaussians
+PRUNE_EVERY = 4  # keyframes after which Gaussians are removed
 FRAMES_FOR_UP = 5  # first keyframes from which an unknown up direction is estimated
 SNAP_TO_Z = 0.97  # cosine above which an estimated up direction is taken to be exactly z
 
@@ -303,18 +304,14 @@ class PanopticMapper:
         """
         mapper_state.restore_state(self, tensors, meta)
 
-    @torch.no_grad()
     def _is_keyframe(self, frame: Frame) -> bool:
-        """Whether a frame has depth to map, and the camera has moved on or sees enough that is not in the map."""
+        """Whether a frame has depth to map, and the camera has moved on or sees enough that no keyframe has seen."""
         usable = usable_depth(torch.from_numpy(frame.depth), self.config.density)
         if float(usable.float().mean()) < self.config.density.min_usable_share:
             return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
-        depth = to_device(frame.depth, self.device)
-        rendering = self.map.view(frame.camera, frame.T_map_camera).render()
-        new = unexplained(depth, depth, rendering, self.config.density)
-        return float(new.float().mean()) > self.config.keyframes.unexplained_share
+        return self.keyframes.shows_enough_new(frame.depth * usable.numpy(), frame.camera, frame.T_map_camera)
 
     def _segment(self, frame: Frame) -> Segmentation | None:
         """The 2D labels at mapping size, where there are some and they come at once."""
@@ -378,17 +375,20 @@ class PanopticMapper:
         new_rows = torch.arange(num_before, num_before + num_new, device=seen.device)
         seen = torch.cat([seen, new_rows])
         label_from(keyframe, new_ids, surface, self.map, seen, self.config.density)
-        refit_queries(self.map)
+        if keyframe.id % REFIT_EVERY == 0:
+            refit_queries(self.map)
         return num_new, seen
 
     def _prune(self, keyframe: Keyframe, seen: Tensor) -> int:
-        """Removes Gaussians that faded, grew too large or float in free space; returns their number.
+        """Now and then removes Gaussians that faded, grew too large or float in free space; returns their number.
 
         Args:
             keyframe: it may see, at the rows `seen` [V], Gaussians in space that is empty.
         """
         gaussians = self.map.gaussians
         count_free_space_hits(gaussians, seen, keyframe, self.config.density)
+        if (keyframe.id + 1) % PRUNE_EVERY != 0:
+            return 0
         keep = survivors(gaussians, self.config.density)
         gaussians.keep(keep)
         return len(keep) - len(gaussians)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+ALIGNMENT = 64  # bytes, of arrays that are copied together
 STAGED_BYTES = 1 << 16  # copies up to this size leave pageable memory before the call returns, without a wait
 
 
@@ -21,6 +24,20 @@ def to_device(array: np.ndarray | Tensor, device: torch.device) -> Tensor:
     if source.nbytes > STAGED_BYTES:
         source = source.pin_memory()
     return source.to(device, non_blocking=True)
+
+
+def to_device_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
+    """Copies of arrays as `to_device` makes them, by one transfer; they lie in one piece of memory."""
+    starts = np.cumsum([0] + [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]).tolist()
+    packed = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for array, start in zip(arrays, starts, strict=False):
+        packed.numpy()[start : start + array.nbytes].view(array.dtype)[:] = array.ravel()
+    packed = packed.to(device, non_blocking=True)
+    dtypes = [torch.from_numpy(np.zeros(0, array.dtype)).dtype for array in arrays]
+    return [
+        packed[start : start + array.nbytes].view(dtype).view(array.shape)
+        for array, dtype, start in zip(arrays, dtypes, starts, strict=False)
+    ]
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

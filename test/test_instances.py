@@ -14,11 +14,13 @@ from panoptic_mapper.instances import (
     COUNTS,
     MIN_STD_M,
     PART_PRIOR,
+    T_DEGREES,
     InstanceConfig,
     InstanceQueries,
     Observations,
     Sighting,
     robust_gaussian,
+    whitening_matrices,
 )
 
 STDS = torch.tensor([0.1, 0.2, 0.4])
@@ -36,7 +38,7 @@ def cloud(n: int = 4000, seed: int = 0, center: Tensor = CENTER) -> Tensor:
 
 
 def covariance_of(queries: InstanceQueries, row: int = 0) -> Tensor:
-    A = queries.whitenings(torch.tensor([row]))[0].double()
+    A = whitening_matrices(queries.table["quats"], queries.table["log_scales"])[row].double()
     return torch.linalg.inv(A.T @ A).float()
 
 
@@ -149,6 +151,30 @@ def test_refit_converges_to_the_gaussians_of_the_object() -> None:
     scale = float(fitted.trace() / expected_covariance(1.5).trace())
     assert 0.5 < scale < 1.1
     assert (fitted / scale - expected_covariance(1.5)).abs().max() < 0.06 * expected_covariance(1.5).max()
+
+
+def test_refit_is_a_step_of_a_weighted_student_t_fit() -> None:
+    """Against one query after the other, with moments about the mean."""
+    queries = make_queries(spread=1.5)
+    add(queries, (0, 0, 0), (1, 0, 0), (2, 0, 0))
+    g = torch.Generator().manual_seed(0)
+    rows = torch.randint(-1, 3, (600,), generator=g)
+    means = cloud(600, 2, torch.zeros(3)) + rows[:, None] * torch.tensor([0.9, 0, 0])
+    weights = torch.rand(600, generator=g)
+    expected = []
+    for row in range(3):
+        own, w = means[rows == row], weights[rows == row]
+        A = whitening_matrices(queries.table["quats"], queries.table["log_scales"])[row]
+        distances = (1.5 * (own - queries.table["centers"][row]) @ A.T).square().sum(1)
+        w = w * (T_DEGREES + 3) / (T_DEGREES + distances)
+        center = (w[:, None] * own).sum(0) / w.sum()
+        covariance = torch.einsum("n,ni,nj->ij", w, own - center, own - center) / w.sum()
+        expected.append((center, 1.5**2 * covariance))
+    queries.refit(means, weights, rows)
+    A = whitening_matrices(queries.table["quats"], queries.table["log_scales"])
+    for row, (center, covariance) in enumerate(expected):
+        torch.testing.assert_close(queries.table["centers"][row], center, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close((A[row].T @ A[row]).inverse(), covariance, atol=1e-5, rtol=1e-3)
 
 
 def test_refit_is_robust_to_outliers() -> None:

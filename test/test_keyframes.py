@@ -146,6 +146,24 @@ def test_what_is_hidden_is_not_shared() -> None:
         assert shares(*frames) == [{}, {}]
 
 
+def test_what_no_keyframe_sees_is_new() -> None:
+    """A wall at 2 m, 2 m wide in the image, seen from steps to the right."""
+    store, wall = make_store(3), wall_frame()
+    positions_m = [keyframe.T_map_camera[0, 3] for keyframe in store.all]
+    covis = store.covisibility
+    for shift_m in (0.0, 0.5, 1.0, 3.0):
+        pose = np.eye(4)
+        pose[0, 3] = max(positions_m) + shift_m
+        share = covis.unseen_share(wall.depth, wall.camera, pose)
+        assert share == pytest.approx(min(shift_m / 2, 1), abs=0.05)
+        assert store.shows_enough_new(wall.depth, wall.camera, pose) == (shift_m > 0)
+        half = wall.depth.copy()
+        half[:15] = 0  # what is not measured is not new
+        assert covis.unseen_share(half, wall.camera, pose) == pytest.approx(min(shift_m / 2, 1) / 2, abs=0.05)
+        nearer = covis.unseen_share(wall.depth - 0.5, wall.camera, pose)
+        assert nearer == 1  # and what stands before the wall is
+
+
 def test_keyframes_of_different_sizes_meet() -> None:
     frame = wall_frame(T_map_camera=pose(0.5))
     small, large = shares(wall_frame(), frame.resized(24, 18))

@@ -11,7 +11,7 @@ from small_room import CHAIR, CPU, SPACE, TABLE, WALL, PassOn, mapped, wall_fram
 from torch import Tensor
 
 from panoptic_mapper.attention import PRIOR_FLOOR, UNASSIGNED_SCORE
-from panoptic_mapper.instances import InstanceConfig, InstanceQueries
+from panoptic_mapper.instances import InstanceConfig, InstanceQueries, whitening_matrices
 from panoptic_mapper.label_rendering import (
     LabelFeatures,
     LabelRendering,
@@ -101,7 +101,7 @@ def test_at_an_edge_the_blendings_differ_as_computed_by_hand(head, queries) -> N
 
     codes, keys = (t.detach().double().numpy() for t in (head.codes, head.keys(rows["embeddings"])))
     z, f, x = (t.detach().double().numpy() for t in (features.semantics, features.instances, features.means))
-    whitenings = queries.whitenings(torch.arange(2)).double().numpy()
+    whitenings = whitening_matrices(queries.table["quats"], queries.table["log_scales"]).double().numpy()
     centers = queries.table["centers"].double().numpy()
 
     def distribution(z: np.ndarray, f: np.ndarray, x: np.ndarray) -> np.ndarray:

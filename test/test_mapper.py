@@ -260,6 +260,15 @@ def test_a_covered_lens_leaves_the_map_as_it_is() -> None:
     assert mapper.integrate(wall_frame(2.0, pose, stamp_ns=2)).is_keyframe
 
 
+def test_a_hand_before_a_camera_at_rest_is_nothing_new() -> None:
+    mapper = mapped([wall_frame()], segmenter=PassOn(SPACE))
+    depth = wall_frame().depth.copy()
+    depth[:, :30] = 0.1
+    assert not mapper.integrate(replace(wall_frame(stamp_ns=1), depth=depth)).is_keyframe
+    depth[:, :30] = 1.0  # something that can be mapped
+    assert mapper.integrate(replace(wall_frame(stamp_ns=2), depth=depth)).is_keyframe
+
+
 def test_what_is_behind_a_partly_covered_lens_is_neither_coloured_nor_labelled() -> None:
     mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
     gaussians = mapper.map.gaussians

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from panoptic_mapper.transfers import AsyncHostCopy, to_host
+from panoptic_mapper.transfers import AsyncHostCopy, to_device_together, to_host
 
 
 def test_tensors_of_all_types_come_back_as_they_were() -> None:
@@ -38,3 +39,24 @@ def test_a_copy_from_a_gpu_is_pinned_and_not_disturbed_by_what_follows() -> None
     for copy in copies:
         assert copy.wait().is_pinned()
         assert torch.equal(copy.wait(), torch.arange(1_000_000))
+
+
+def test_arrays_of_all_types_go_to_the_device_in_one_piece() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.integers(0, 256, (3, 5, 3), dtype=np.uint8),
+        rng.random((3, 5), dtype=np.float32).T,  # not contiguous
+        np.array([[2**40, -1]]),
+        np.zeros((0, 4), np.float32),
+        rng.integers(0, 9, (7,), dtype=np.int32),
+    ]
+    copies = to_device_together(arrays, torch.device("cpu"))
+    expected = [array.copy() for array in arrays]
+    for array in arrays:
+        array[:] = 0  # what is written later is not in the copies
+    for copy, array in zip(copies, expected, strict=True):
+        assert copy.is_contiguous()
+        assert copy.dtype == torch.from_numpy(array).dtype
+        np.testing.assert_array_equal(copy.numpy(), array)
+    assert len({copy.untyped_storage().data_ptr() for copy in copies}) == 1
+    assert to_device_together([], torch.device("cpu")) == []
