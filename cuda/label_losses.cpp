@@ -52,7 +52,7 @@ void add_pixel(const LabelImages& im, int64_t pixel, float* sums) {
   float* of_queries = sums + LabelImages::kPixelSums;
   const int query = im.query_of(pixel);
   if (query >= 0) of_queries[query] += masks[query], of_queries[Q + query] += 1;
-  if (im.semantic_targets[pixel] < 0) return;
+  if (!im.is_told(pixel)) return;
   for (int q = 0; q < Q; ++q) of_queries[2 * Q + q] += masks[q];
 }
 
@@ -100,7 +100,7 @@ void backward_on_cpu(const LabelImages& im, const float* v, const float* sums, f
       std::fill_n(masks, im.P, 0.0f);
       std::fill_n(logs, L, 0.0f);
       masks += im.first_query();
-      if (im.semantic_targets[pixel] >= 0) std::copy_n(of_mask.data(), Q, masks);
+      if (im.is_told(pixel)) std::copy_n(of_mask.data(), Q, masks);
       if (const int query = im.query_of(pixel); query >= 0) masks[query] += of_intersection[query];
       for (const int column : {im.semantic_column(pixel), im.panoptic_column(pixel)}) {
         if (column >= 0) logs[column] = v_log_at(im, v, sums, pixel, column);

@@ -48,7 +48,7 @@ __global__ void sums_kernel(LabelImages im, float* partials) {
     int own_query = -1, own_told = 0;
     if (own < end) {
       own_query = im.query_of(own);
-      own_told = im.semantic_targets[own] >= 0;
+      own_told = im.is_told(own);
       if (blockIdx.y == 0) {
         const int semantic = im.semantic_column(own), panoptic = im.panoptic_column(own);
         const float weight = im.weights[own], *logs = im.logs + own * im.num_logs();

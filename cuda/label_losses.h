@@ -6,7 +6,7 @@
 //
 //     semantic = -sum_u w(u) log_p(u, s(u)) / max(sum_u w(u), 1)       over the pixels u with a target; panoptic likewise
 //     dice     = mean over the queries q that are the target of some pixel, of 1 - (2 I_q + 1) / (T_q + M_q + 1)
-//     I_q = sum of M(u, q) where q is the target     T_q = number of these pixels     M_q = sum of M(u, q) where s(u) >= 0
+//     I_q = sum of M(u, q) where q is the target     T_q = number of these pixels     M_q = sum of M(u, q) where there is an s(u)
 //
 // Contract
 //   * Images are float32 on one device, CPU or CUDA; targets int64, -1 = none. Those of label_targets may have any strides
@@ -109,6 +109,9 @@ struct LabelImages {
     return (int)(t < S ? t : P + t - S);
   }
 
+  // Whether the labels tell what the pixel is: only then a mask there is for or against a query.
+  PM_DEVICE bool is_told(int64_t pixel) const { return semantic_column(pixel) >= 0; }
+
   // Sums of all pixels: of w log p and of w, semantic, then panoptic. Sums of the queries follow: I, T, M.
   static constexpr int kPixelSums = 4;
 };
@@ -146,7 +149,7 @@ PM_DEVICE inline float v_panoptic_at(const LabelImages& im, const float* v, cons
   const int q = column - im.first_query();
   if (q < 0) return 0;
   const DiceOf dice(sums, im.num_queries(), q);
-  float gradient = im.semantic_targets[pixel] >= 0 ? dice.of_mask : 0;
+  float gradient = im.is_told(pixel) ? dice.of_mask : 0;
   if (im.query_of(pixel) == q) gradient += dice.of_intersection;
   return v[2] * gradient / at_least_one(num_matched);
 }
