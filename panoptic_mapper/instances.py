@@ -160,6 +160,12 @@ class InstanceQueries:
         """Rows of living public ids (any shape, int64); -1 where an id is 0 or gone."""
         return rows_of(ids, self.ids if ids.device == self.ids.device else self.ids_on_device)
 
+    def are_living(self, ids: Tensor) -> Tensor:
+        """Which public ids (any shape, int) are those of queries, bool, where `ids` are."""
+        living = torch.zeros(self.next_id + 1, dtype=torch.bool)  # the last one stands for all that were never given
+        living[self.ids] = True
+        return to_device(living, ids.device)[ids.clamp_max(self.next_id).long()]
+
     def in_view(self, T_camera_map: Tensor, camera: PinholeCamera, means: Tensor, visible: Tensor) -> Tensor:
         """Rows [Q_view] of the queries whose 99 % ellipsoid holds a visible Gaussian, and meets the frustum.
 

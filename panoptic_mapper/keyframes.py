@@ -234,14 +234,17 @@ def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], 
     if num_ids > instance.size:  # a table of all possible ids would be larger than the image
         present, instance = np.unique(np.append(instance.ravel(), 0), return_inverse=True)
         instance, num_ids = instance[:-1].reshape(semantic.shape), len(present)
-    keys = instance.astype(np.int64) * num_classes + semantic
-    votes = np.bincount(keys.ravel(), minlength=num_ids * num_classes).reshape(num_ids, num_classes)
+    keys = np.multiply(instance, num_classes, dtype=np.int64).ravel()
+    keys += semantic.ravel()
+    votes = np.bincount(keys, minlength=num_ids * num_classes).reshape(num_ids, num_classes)
     votes[0] += votes[1:].sum(0) * (np.arange(num_classes) == 0)  # what is unlabeled is in no mask
     votes[1:, 0] = 0
     area = votes.sum(1)
     is_present = area > 0
     is_present[0] = True
-    index = (np.cumsum(is_present) - 1).astype(np.int32)[instance] * (semantic > 0)
+    numbers = np.repeat((np.cumsum(is_present) - 1).astype(np.int32)[:, None], num_classes, axis=1)
+    numbers[:, 0] = 0
+    index = numbers.ravel().take(keys).reshape(semantic.shape)
     votes, area = votes[is_present], area[is_present]
     scores = np.ones(len(area))
     if segmentation.confidence is not None:

@@ -29,6 +29,7 @@ from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.transfers import to_device, to_host
 
 MIN_LABELLED_SHARE = 0.5  # a query with fewer labelled pixels is not contradicted: the 2D model did not say what it is
+NEW = 2  # state of a mask that opened a query: all Gaussians in it get its label
 
 
 @torch.no_grad()
@@ -193,14 +194,14 @@ def label_from(
     surface_there, class_there, mask_there, _ = at_pixel
     is_on_surface = ((depth - surface_there).abs() < tolerance(surface_there, density)) & (class_there > 0)
     rows_in_view, masks = _mask_labels(keyframe, new_ids, map.queries)
-    masks = to_device(masks, device)
-    public_ids, _, is_new = masks[mask_there.long()].unbind(1)
+    mask_labels = to_device(masks, device)[mask_there.long()]  # [V, 3]
     old_class = book["class_index"][ids].long()
-    is_lost = map.head.is_thing[old_class] & (map.queries.rows_of(book["instance_id"][ids].long()) < 0)
-    is_due = (old_class == UNLABELED) | (is_lost & (public_ids > 0)) | (is_new > 0)
+    is_lost = map.head.is_thing[old_class] & ~map.queries.are_living(book["instance_id"][ids])
+    is_due = (old_class == UNLABELED) | (is_lost + mask_labels[:, 2] >= NEW)
     chosen = (is_on_surface & is_due).nonzero()[:, 0]
-    ids, (_, class_index, mask, confidence) = ids[chosen], at_pixel[:, chosen]
-    class_index, (public_ids, own, _) = class_index.long(), masks[mask.long()].unbind(1)
+    ids, (public_ids, own, _) = ids[chosen], mask_labels[chosen].unbind(1)
+    _, class_index, _, confidence = at_pixel[:, chosen]
+    class_index = class_index.long()
     keys = map.head.keys(map.queries.table["embeddings"][to_device(rows_in_view, device)])
     semantics = map.head.semantic_features(class_index, confidence)
     map.gaussians.set_rows(ids, semantics=semantics, instances=map.head.instance_features(keys, own))
@@ -213,15 +214,16 @@ def label_from(
 def _mask_labels(keyframe: Keyframe, new_ids: list[int], queries: InstanceQueries) -> tuple[Tensor, Tensor]:
     """Rows [n] of the queries that the masks of a keyframe show, and what its masks 0..K say, in host memory.
 
-    The latter [K + 1, 3] int64 are the public id, the place of its query in the former, -1 = none, and whether it is
-    one of `new_ids`.
+    The latter [K + 1, 3] int64 are the public id, the place of its query in the former, -1 = none, and NEW where it is
+    one of `new_ids`, NEW - 1 where it is another one: enough for things of no object; 0 without an id.
     """
     public_ids = torch.tensor(keyframe.mask_ids)
     rows = queries.rows_of(public_ids)
     shown, place = rows.unique(return_inverse=True)  # ascending, -1 first
     num_without = int((shown < 0).sum())
     is_new = torch.isin(public_ids, torch.tensor(new_ids, dtype=torch.int64))
-    return shown[num_without:], torch.stack([public_ids, place - num_without, is_new.long()], dim=1)
+    states = torch.where(is_new, NEW, (public_ids > 0).long() * (NEW - 1))
+    return shown[num_without:], torch.stack([public_ids, place - num_without, states], dim=1)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -141,8 +141,8 @@ class PanopticHead(nn.Module):
     @torch.no_grad()
     def semantic_features(self, class_indices: Tensor, confidence: Tensor) -> Tensor:
         """Features [n, SEMANTIC_DIM] for which `class_indices` [n] win; unlabeled gives 0."""
-        codes = F.normalize(self.codes, dim=1)[class_indices] * confidence[:, None]
-        return torch.where((class_indices == UNLABELED)[:, None], torch.zeros_like(codes), codes)
+        confidence = confidence * (class_indices != UNLABELED)
+        return F.normalize(self.codes, dim=1)[class_indices] * confidence[:, None]
 
     @torch.no_grad()
     def instance_features(self, keys: Tensor, own: Tensor) -> Tensor:
@@ -154,10 +154,15 @@ class PanopticHead(nn.Module):
         """
         if len(keys) == 0:
             return keys.new_zeros(len(own), INSTANCE_DIM)
-        ridge = 1e-2 * INSTANCE_DIM * torch.eye(INSTANCE_DIM, device=keys.device)
-        own_outer = keys[:, :, None] * keys[:, None, :]  # [Q, E, E]
-        left = keys.T @ keys + ridge + (OWN_WEIGHT - 1) * own_outer
-        right = FEATURE_LOGIT * ((OWN_WEIGHT + 1) * keys - keys.sum(0))  # [Q, E]
+        left = torch.addmm(_ridge(keys.device), keys.T, keys)
+        left = torch.baddbmm(left.expand(len(keys), -1, -1), keys[:, :, None], keys[:, None, :], alpha=OWN_WEIGHT - 1)
+        right = torch.sub(FEATURE_LOGIT * (OWN_WEIGHT + 1) * keys, keys.sum(0), alpha=FEATURE_LOGIT)  # [Q, E]
         # The ridge makes `left` regular; asking whether it is would make the host wait for a GPU.
         solutions = torch.linalg.solve_ex(left, right).result  # [Q, E]
-        return torch.where((own < 0)[:, None], torch.zeros_like(solutions[:1]), solutions[own.clamp_min(0)])
+        return F.pad(solutions, (0, 0, 0, 1))[own]  # -1 reads the last, which is 0
+
+
+@lru_cache
+def _ridge(device: torch.device) -> Tensor:
+    """[E, E]"""
+    return 1e-2 * INSTANCE_DIM * torch.eye(INSTANCE_DIM, device=device)

@@ -112,6 +112,14 @@ def test_a_new_query_is_the_gaussian_of_what_lies_within_its_bulk() -> None:
     torch.testing.assert_close(covariance, bulk.T.cov(correction=0))
 
 
+def test_ids_are_living_while_their_query_is_there() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 0), (1, 0, 0), (2, 0, 0))
+    queries.remove([1])
+    ids = torch.tensor([[0, 1, 2], [3, 4, 1000]], dtype=torch.int32)
+    assert queries.are_living(ids).tolist() == [[False, True, False], [True, False, False]]
+
+
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_a_new_query_holds_both_halves_of_an_object(share: float) -> None:
     """A sofa around a corner, a chair behind a table's leg: no half is an outlier of the other."""

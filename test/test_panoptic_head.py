@@ -103,6 +103,20 @@ def test_the_own_query_stays_similar_among_more_queries_than_dimensions() -> Non
     assert others.mean() < 0.5
 
 
+def test_features_are_a_ridge_solution_for_each_query() -> None:
+    """Against weighted normal equations with one row per query and one per feature's penalty."""
+    head = make_head()
+    keys = head.keys(torch.randn(5, INSTANCE_DIM, generator=torch.Generator().manual_seed(2))).detach().double()
+    features = head.instance_features(keys.float(), torch.arange(5))
+    for own in range(5):
+        weights = torch.where(torch.arange(5) == own, 30.0, 1.0).double()
+        targets = torch.where(torch.arange(5) == own, 4.0, -4.0).double()
+        left = torch.cat([weights.sqrt()[:, None] * keys, (0.01 * INSTANCE_DIM) ** 0.5 * torch.eye(INSTANCE_DIM)])
+        right = torch.cat([weights.sqrt() * targets, torch.zeros(INSTANCE_DIM)])
+        expected = torch.linalg.lstsq(left, right[:, None].double()).solution[:, 0]
+        torch.testing.assert_close(features[own].double(), expected, atol=1e-4, rtol=1e-3)
+
+
 def test_rows_follow_their_own_query() -> None:
     head = make_head()
     keys = head.keys(torch.randn(3, INSTANCE_DIM, generator=torch.Generator().manual_seed(1))).detach()
