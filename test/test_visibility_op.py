@@ -259,6 +259,29 @@ def test_holding_by_hand(device: str) -> None:
     assert not holds(0, 0, -2)  # behind the camera
 
 
+def test_spheres_meet_the_frustum_by_hand(device: str) -> None:
+    """Spheres of 0.3 m, each around a point, outside of a plane through the image's border by a bit less or more."""
+    outwards, on_border = [[0.0, 0.0, -1.0]], [[0.0, 0.0, 0.0]]
+    for axis, focal, middle, size in (
+        (0, CAMERA.fx, CAMERA.cx, CAMERA.width),
+        (1, CAMERA.fy, CAMERA.cy, CAMERA.height),
+    ):
+        for px, sign in ((-0.5, -1), (size - 0.5, 1)):
+            tangent = (px - middle) / focal
+            normal, point = [0.0, 0.0, -sign * tangent], [0.0, 0.0, 2.0]
+            normal[axis], point[axis] = sign, 2 * tangent
+            outwards.append(normal)
+            on_border.append(point)
+    normals = torch.nn.functional.normalize(torch.tensor(outwards), dim=-1)
+    for distance, meets in ((0.299, True), (0.301, False)):
+        centers = (torch.tensor(on_border) + distance * normals).to(device)
+        quats = torch.tensor([1.0, 0, 0, 0], device=device).expand(5, 4)
+        log_scales = torch.tensor(0.1, device=device).log().expand(5, 3)
+        rows = torch.arange(5, device=device)
+        mask = holding_mask(centers, rows, [centers, quats, log_scales], torch.eye(4), chi2=9.0)
+        assert mask.tolist() == [meets] * 5
+
+
 def test_layouts_do_not_matter(device: str) -> None:
     """Columns of wider tables, as the map and its objects hold them; columns side by side; every n-th row."""
     means, T, gaussians = points(800).to(device), pose(), [t.to(device) for t in ellipsoids(30)]

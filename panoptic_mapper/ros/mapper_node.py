@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import traceback
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters.background import BackgroundSegmenter
 from panoptic_mapper.text_query import create_text_encoder
-from panoptic_mapper.worker import SWITCH_INTERVAL_S, MappingWorker
+from panoptic_mapper.worker import MappingWorker, tune_interpreter
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
 RESOLVE_PERIOD_S = 0.05  # how often frames that wait for their pose are looked at when nothing arrives
@@ -206,7 +205,7 @@ def _spin(executor: MultiThreadedExecutor, node: MapperNode) -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Runs the node until SIGINT or SIGTERM; returns the exit status."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    tune_interpreter()
     use_shared_memory_profile()
     rclpy.init(args=args)
     node: MapperNode | None = None
