@@ -16,7 +16,15 @@ from benchmarks.ablation.job import Job, Record
 from benchmarks.ablation.measure import METHODS, held_out
 from benchmarks.ablation.run import measured
 from benchmarks.ablation.store import Store
-from benchmarks.ablation.tables import MISSING, gain_sentence, metric_of, metric_table, scene_table, spread
+from benchmarks.ablation.tables import (
+    MISSING,
+    gain_sentence,
+    metric_of,
+    metric_table,
+    scene_table,
+    spread,
+    spread_of_all,
+)
 from panoptic_mapper.datasets.noise import NOISE_LEVELS, NoiseConfig
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 
@@ -211,6 +219,14 @@ def test_numbers_that_lie_deeper_are_found():
     assert metric_of(record, "counts.queries") == 7
     assert metric_of(record, "counts.voxels") is None
     assert metric_of(record, "pq.deeper") is None
+
+
+def test_a_row_that_lacks_a_scene_of_the_others_has_no_mean():
+    rows = {"one": runs([90], "a") + runs([80], "b"), "two": runs([70], "a"), "three": []}
+    found = spread_of_all(rows, "pq")
+    assert found["one"].mean == 85
+    assert found["two"] is found["three"] is None
+    assert spread_of_all({"two": rows["two"]}, "pq")["two"].mean == 70  # of the only scene that there is
 
 
 def test_tables_show_what_is_missing():

@@ -10,7 +10,7 @@ from benchmarks.ablation import plots
 from benchmarks.ablation.context import Context
 from benchmarks.ablation.job import Job, Record
 from benchmarks.ablation.measure import held_out
-from benchmarks.ablation.tables import LABELS, metric_table, scene_table, spread
+from benchmarks.ablation.tables import LABELS, metric_table, scene_table, spread, spread_of_all
 
 LEVELS = ("clean", "moderate", "hard")
 OURS = "this mapper"
@@ -66,7 +66,8 @@ def run(job: Job, context: Context) -> dict[str, Any]:
 def report(records: Sequence[Record], image_dir: Path) -> str:
     of = {(level, name): of_method(records, name, level) for level in LEVELS for name in METHODS}
     made, (ax,) = plots.figure(width_in=9)
-    series = {name: [spread(of[level, name], "pq") for level in LEVELS] for name in METHODS}
+    of_level = [spread_of_all({name: of[level, name] for name in METHODS}, "pq") for level in LEVELS]
+    series = {name: [found[name] for found in of_level] for name in METHODS}
     plots.bars(ax, LEVELS, series)
     ax.set_ylabel(LABELS["pq"])
     plots.legend(ax, loc="upper left", bbox_to_anchor=(1, 1))

@@ -10,7 +10,7 @@ from benchmarks.ablation import noise, plots
 from benchmarks.ablation.context import Context
 from benchmarks.ablation.job import Job, Record
 from benchmarks.ablation.measure import held_out
-from benchmarks.ablation.tables import LABELS, gain_sentence, metric_table, scene_table, spread
+from benchmarks.ablation.tables import LABELS, gain_sentence, metric_table, scene_table, spread_of_all
 
 LEVEL = "moderate"
 REPLACED = {"label blending": "feature blending", "local attention": "global attention"}  # part: method of `noise`
@@ -50,7 +50,7 @@ def report(records: Sequence[Record], image_dir: Path) -> str:
     rows = {WHOLE if name == WHOLE else f"without {name}": of_part(records, name) for name in (WHOLE, *PARTS)}
     made, (ax,) = plots.figure(width_in=9)
     names = [name.replace(" ", "\n", 1) for name in rows]
-    plots.bars(ax, names, {LABELS[m]: [spread(row, m) for row in rows.values()] for m in ("pq", "miou")})
+    plots.bars(ax, names, {LABELS[m]: list(spread_of_all(rows, m).values()) for m in ("pq", "miou")})
     ax.tick_params(axis="x", labelsize=8)
     ax.set_ylabel("percent")
     plots.legend(ax, loc="upper left", bbox_to_anchor=(1, 1))

@@ -97,6 +97,8 @@ def report(records: Sequence[Record], image_dir: Path) -> str:
     of_scene = [r for r in free if bounded and r.job.scene == bounded[0].job.scene and r.job.noise == "clean"]
     rows = {str(b): [r for r in bounded if r.job == job(r.job.scene, "clean", r.job.seed, b)] for b in BOUNDS}
     bounds = metric_table(rows | {"none": of_scene}, METRICS | {"living": ".0f", "truth": ".0f"}, head="bound")
+    if not bounded:
+        return "\n\n".join([*parts, BOUNDED, bounds]) + "\n"
     made, axes = plots.figure(1)
     plots.curve(axes[0], BOUNDS, [spread(row, "pq") for row in rows.values()], "with a bound")
     if (unbounded := spread(of_scene, "pq")) is not None:

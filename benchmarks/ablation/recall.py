@@ -12,7 +12,7 @@ from benchmarks.ablation.job import Job, Record
 from benchmarks.ablation.measure import held_out
 from benchmarks.ablation.tables import LABELS, MISSING, markdown_table, spread
 
-SHARES = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
+SHARES = (0.0, 0.3, 0.6, 0.75, 0.9)
 METHODS = ("this mapper", "voxel voting", "mask tracker")
 INTRODUCTION = """## Missed objects
 

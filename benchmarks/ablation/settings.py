@@ -20,7 +20,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "offline, 3DGS": OFFLINE,
     "offline, surfels": (*OFFLINE, *SURFEL),
 }
-METRICS = {"pq": ".1f", "miou": ".1f", "psnr": ".2f", "depth_l1_m": ".4f", "counts.gaussians": ".0f", "map_s": ".0f"}
+METRICS = {"pq": ".1f", "miou": ".1f", "psnr": ".2f", "depth_l1_m": ".4f", "counts.gaussians": ".0f"}
 INTRODUCTION = """## Online and offline, 3D Gaussians and surfels
 
 Offline, the map of the online pass is optimised as a whole (`offline.iterations` steps with density control and SH

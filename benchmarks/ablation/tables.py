@@ -56,6 +56,12 @@ def spread(records: Iterable[Record], metric: str, scene: str = ALL_SCENES) -> S
     return Spread(float(np.mean(means)), std, len(means))
 
 
+def spread_of_all(rows: Mapping[str, Sequence[Record]], metric: str) -> dict[str, Spread | None]:
+    """The mean over all scenes of the rows, by row; None for a row that lacks one of them, as it has no such mean."""
+    scenes = {record.job.scene for row in rows.values() for record in row}
+    return {name: spread(row, metric) if set(scenes_of(row)) == scenes else None for name, row in rows.items()}
+
+
 def metric_of(record: Record, metric: str) -> float | None:
     """A number of a record by its name, "counts.gaussians" for what lies deeper; None where it is not there."""
     value = record.result
@@ -83,11 +89,10 @@ def scene_table(rows: Mapping[str, Sequence[Record]], metric: str, form: str = "
     records = [record for row in rows.values() for record in row]
     scenes, num_seeds = scenes_of(records), len(seeds_of(records))
     columns = [*scenes, ALL_SCENES] if len(scenes) > 1 else scenes
+    of_all = spread_of_all(rows, metric)
     cells = []
     for name, row in rows.items():
-        found = [spread(row, metric, scene) for scene in columns]
-        if len(scenes) > 1 and len(scenes_of(row)) < len(scenes):
-            found[-1] = None  # a mean over fewer scenes than the other rows' is no mean to compare with
+        found = [of_all[name] if scene == ALL_SCENES else spread(row, metric, scene) for scene in columns]
         cells.append([name, *(MISSING if s is None else s.text(form, num_seeds) for s in found)])
     return markdown_table([head, *columns], cells)
 
@@ -99,12 +104,12 @@ def metric_table(rows: Mapping[str, Sequence[Record]], metrics: Mapping[str, str
         metrics: how each is formatted, by name.
     """
     records = [record for row in rows.values() for record in row]
-    scenes, num_seeds = set(scenes_of(records)), len(seeds_of(records))
+    num_seeds = len(seeds_of(records))
+    found = {metric: spread_of_all(rows, metric) for metric in metrics}
     cells = []
-    for name, row in rows.items():
-        is_whole = set(scenes_of(row)) == scenes
-        found = [(spread(row, metric) if is_whole else None, form) for metric, form in metrics.items()]
-        cells.append([name, *(MISSING if s is None else s.text(form, num_seeds) for s, form in found)])
+    for name in rows:
+        values = [(found[metric][name], form) for metric, form in metrics.items()]
+        cells.append([name, *(MISSING if s is None else s.text(form, num_seeds) for s, form in values)])
     return markdown_table([head, *(LABELS.get(m, m) for m in metrics)], cells)
 
 
