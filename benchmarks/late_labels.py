@@ -38,7 +38,7 @@ from panoptic_mapper.segmenters.base import Segmenter
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.huggingface import HuggingfaceConfig, HuggingfaceSegmenter
 from panoptic_mapper.segmenters.none import NoSegmenter
-from panoptic_mapper.worker import MappingWorker
+from panoptic_mapper.worker import MappingWorker, tune_interpreter
 
 WARM_UP_FRAMES = 20  # not counted: libraries are loaded and kernels compiled then
 END_S = 60.0  # for the frames and labels that still wait at the end
@@ -145,6 +145,7 @@ def main() -> None:
     print(described(machine), flush=True)
     with tempfile.TemporaryDirectory() as root:
         save_random(MAKERS[arguments.model], Path(root))
+        tune_interpreter()  # as the node does
         result = rows(Path(root), frames, config, arguments.rate)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps({"machine": machine, "rows": result}, indent=1) + "\n")
