@@ -99,7 +99,8 @@ def test_the_same_losses_have_the_same_gradients(base: str) -> None:
         view = seen["view"]
         by_row = {}
         for name, values in before.items():
-            by_row[name] = torch.zeros_like(values).index_copy_(0, view.gaussians.ids, view.gaussians.gradient(name))
+            rows = view.labels if name in view.labels.columns else view.gaussians
+            by_row[name] = torch.zeros_like(values).index_copy_(0, rows.ids, rows.gradient(name))
             mapper.map.gaussians[name][:] = values
         by_row["seen"] = torch.zeros(len(values), device=values.device)
         by_row["seen"][view.gaussians.ids] = seen["which"].float()
