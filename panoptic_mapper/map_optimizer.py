@@ -45,8 +45,8 @@ class OptimizerConfig(Config):
     )
     skip_hidden: bool = param(
         False,
-        "steps leave out what lies far behind a keyframe's measured surfaces: large buildings cost no more than rooms,"
-        " but what shines through a surface is not held against it",
+        "what lies far behind a keyframe's measured surfaces is left out of its steps and of its association: large"
+        " buildings cost no more than rooms, but what shines through a surface is not held against it",
     )
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
@@ -84,7 +84,7 @@ class MapOptimizer:
             neighbours: keyframes that see some of the same surfaces.
             with_labels: whether labels are optimised beside geometry; None = as often as configured.
         """
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
+        view = self.view_of(keyframe)
         if len(view.visible_ids) == 0:
             return
         counter = SeenCounter(view)
@@ -120,8 +120,10 @@ class MapOptimizer:
         self.losses |= dict(zip(IMAGE_TERMS, report.unbind(), strict=True))
         self.num_steps += 1
 
-    def _limits(self, keyframe: Keyframe) -> Tensor | None:
-        return keyframe.depth_limits if self.config.skip_hidden else None
+    def view_of(self, keyframe: Keyframe) -> MapView:
+        """What a keyframe sees of the map; with `skip_hidden`, without what its depth says to be hidden."""
+        limits = keyframe.depth_limits if self.config.skip_hidden else None
+        return self.map.view(keyframe.camera, keyframe.T_map_camera, limits)
 
     def _is_label_step(self) -> bool:
         """Every `label_every`-th step; not always on the same of the three kinds of keyframes that take turns."""

@@ -346,7 +346,7 @@ class PanopticMapper:
         Returns:
             Rows [V] of the Gaussians that may be in view, the map as the keyframe sees it, and ids of new objects.
         """
-        view = self.map.view(keyframe.camera, keyframe.T_map_camera)
+        view = self.optimizer.view_of(keyframe)
         rendering = view.render()
         config, density = self.config.association, self.config.density
         masks = view.blend_labels().masks
