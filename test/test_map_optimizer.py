@@ -273,7 +273,7 @@ def test_a_room_behind_a_wall_stays_as_it_is() -> None:
     assert (gaussians["means"] != before["means"][-200:]).any(1).float().mean() > 0.5
 
 
-def test_what_is_hidden_can_be_left_out_of_a_step() -> None:
+def test_what_is_hidden_can_be_left_out_of_steps_and_association() -> None:
     behind = gaussian_columns(torch.tensor([[0.0, 0, 2.2], [0.0, 0, 2.6]]))
     for skips, num_left_out in ((False, 0), (True, 1)):  # of the two, one might be a part of the surface
         mapper = wall_mapper(f"optimizer.skip_hidden={skips}")
@@ -282,6 +282,8 @@ def test_what_is_hidden_can_be_left_out_of_a_step() -> None:
         mapper.optimizer.on_gradients = lambda keyframe, view, seen, found=candidates: found.extend(view.gaussians.ids)
         mapper.optimizer.step(mapper.keyframes.all[0])
         assert len(candidates) == len(mapper.map.gaussians) - num_left_out
+        seen, _, _ = mapper._associate(mapper.keyframes.all[0])
+        assert len(seen) == len(candidates)
 
 
 def test_depth_pulls_the_surface() -> None:
