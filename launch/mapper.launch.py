@@ -1,7 +1,9 @@
 """Starts the mapping node, and RViz with rviz:=true."""
 
+from pathlib import Path
 from typing import Any
 
+import yaml
 from ament_index_python.packages import get_package_share_path
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
@@ -23,23 +25,43 @@ SHORTCUTS = {
 }
 
 
+def settings_of(preset: str) -> dict[str, Any]:
+    """Parameters of a file in config/ that holds settings of the mapper, by their dotted names; none for no preset."""
+    settings: dict[str, Any] = {}
+
+    def add(name: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            settings[name] = value
+            return
+        for key, inner in value.items():
+            add(f"{name}.{key}" if name else key, inner)
+
+    add("", yaml.safe_load((config_folder() / f"{preset}.yaml").read_text()) if preset else {})
+    return settings
+
+
+def config_folder() -> Path:
+    return get_package_share_path("panoptic_mapper") / "config"
+
+
 def mapper_node(context: LaunchContext) -> list[Node]:
     given = {name: LaunchConfiguration(argument).perform(context) for argument, name in SHORTCUTS.items()}
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value}
     overrides["use_sim_time"] = LaunchConfiguration("use_sim_time").perform(context).lower() == "true"
+    preset = settings_of(LaunchConfiguration("preset").perform(context))
     return [
         Node(
             package="panoptic_mapper",
             executable="mapper_node",
             name="panoptic_mapper",
             output="screen",
-            parameters=[LaunchConfiguration("params_file").perform(context), overrides],
+            parameters=[LaunchConfiguration("params_file").perform(context), preset, overrides],
         )
     ]
 
 
 def generate_launch_description() -> LaunchDescription:
-    config = get_package_share_path("panoptic_mapper") / "config"
+    config = config_folder()
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -50,6 +72,12 @@ def generate_launch_description() -> LaunchDescription:
         [
             DeclareLaunchArgument(
                 "params_file", default_value=str(config / "default.yaml"), description="Parameters of the node."
+            ),
+            DeclareLaunchArgument(
+                "preset",
+                default_value="",
+                choices=["", "latency", "quality"],
+                description="Settings for a camera's rate on a GPU, or for more optimisation than a robot can do.",
             ),
             DeclareLaunchArgument("use_sim_time", default_value="false", description="Follow /clock, for bags."),
             DeclareLaunchArgument("rviz", default_value="false", description="Start RViz too."),

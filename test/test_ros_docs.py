@@ -1,12 +1,15 @@
 """What stands outside the code about the node is true: documentation, parameter file, launch files, RViz."""
 
+import runpy
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import yaml
 
 pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
-from panoptic_mapper.config import config_from_dict, iter_parameters
+from panoptic_mapper.config import config_from_dict, iter_parameters, set_dotted
 from panoptic_mapper.ros.node_config import NodeConfig
 from panoptic_mapper.ros.parameter_table import MARKED, parameter_table
 
@@ -48,6 +51,46 @@ def test_launch_arguments_set_parameters_that_exist():
         spec.loader.exec_module(module)
         assert set(getattr(module, "SHORTCUTS", {}).values()) <= names
         assert module.generate_launch_description().entities
+
+
+@pytest.mark.parametrize("preset", ["", "latency", "quality"])
+def test_a_preset_sets_parameters_that_exist(preset, monkeypatch):
+    """With stand-ins for `launch`, which has no wheels."""
+
+    class Anything:
+        def __init__(self, *args, **kwargs):
+            self.args, self.kwargs = args, kwargs
+
+    class Argument(Anything):
+        def perform(self, context):
+            return context.get(self.args[0], "")
+
+    modules = {
+        "launch": {"LaunchContext": dict, "LaunchDescription": Anything},
+        "launch.actions": {"DeclareLaunchArgument": Anything, "OpaqueFunction": Anything},
+        "launch.conditions": {"IfCondition": Anything},
+        "launch.substitutions": {"LaunchConfiguration": Argument},
+        "launch_ros": {},
+        "launch_ros.actions": {"Node": Anything},
+        "ament_index_python": {},
+        "ament_index_python.packages": {"get_package_share_path": lambda name: REPO},
+    }
+    for name, members in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+    launch_file = runpy.run_path(str(REPO / "launch/mapper.launch.py"))
+    (node,) = launch_file["mapper_node"]({"preset": preset, "params_file": "own.yaml", "device": "cpu"})
+    file, settings, overrides = node.kwargs["parameters"]
+    assert (file, overrides) == ("own.yaml", {"device": "cpu", "use_sim_time": False})
+    assert (len(settings) > 0) == (preset != "")
+    defaults = {p.name: p.default for p in iter_parameters(NodeConfig)}
+    for name, value in settings.items():
+        assert type(value) is type(defaults[name]), name  # ROS takes no integer for a double
+    nested = {}
+    for name, value in settings.items():
+        set_dotted(nested, name, value)
+    config_from_dict(NodeConfig, nested)
 
 
 def test_rviz_shows_topics_of_the_node():
