@@ -16,9 +16,7 @@ from panoptic_mapper.label_space import UNLABELED, LabelSpace
 CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
 NUM_CANDIDATES = 1024  # random codes of which a new class gets the one that is most unlike the others
 MANY_CLASSES = 64  # beyond so many, their codes crowd the sphere
-# A Gaussian without evidence (feature 0) is rather "unlabeled" than all of a hundred classes together: were it only
-# likelier than each of them, the thing classes' sum would go to the objects near by.
-UNLABELED_LOGIT = 5.0
+UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
 OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
 
