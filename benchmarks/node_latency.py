@@ -32,6 +32,7 @@ from panoptic_mapper.datasets import open_dataset
 from panoptic_mapper.datasets.rosbag_writer import write_rosbag
 from panoptic_mapper.datasets.subset import Subset
 from panoptic_mapper.ros.client import MapperClient
+from panoptic_mapper.ros.node_config import NodeConfig
 from panoptic_mapper.ros.processes import own_domain, start_node, start_player
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
@@ -152,7 +153,10 @@ def play(
     client: MapperClient, bag: Path, args: argparse.Namespace, name: str, num_frames: int, timeout_s: float
 ) -> tuple[float, MapStatus]:
     """Plays a bag until the node has taken or dropped all of it; how long that took (s), and the last status."""
-    with start_player(bag, args.out / f"{name}.log", args.rate, START_TIMEOUT_S) as player:
+    topics = NodeConfig().topics  # of these, the node alone is a subscriber; of camera_info, so is the client
+    needed = [topics.color, topics.depth, topics.pose, topics.labels]
+    log_file = args.out / f"{name}.log"
+    with start_player(bag, log_file, args.rate, START_TIMEOUT_S, needed_topics=needed) as player:
         client.wait_for_status(lambda s: s.frames_received > 0, START_TIMEOUT_S, "frame at the node")
         start = time.perf_counter()
         client.wait_until(lambda: player.returncode is not None, START_TIMEOUT_S + num_frames, "player's end")

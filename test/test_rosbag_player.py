@@ -13,6 +13,7 @@ import pytest
 rclpy = pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("panoptic_mapper.ros.bag_player", reason="needs the ROS 2 message packages")
 
+from geometry_msgs.msg import PoseStamped  # noqa: E402
 from rclpy.context import Context  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
@@ -24,13 +25,13 @@ from panoptic_mapper.datasets.rosbag_writer import FIRST_STAMP_NS, write_rosbag 
 from panoptic_mapper.datasets.synthetic import SyntheticConfig, SyntheticRoom  # noqa: E402
 from panoptic_mapper.image_encoding import decode_color, decode_depth, decode_labels  # noqa: E402
 from panoptic_mapper.label_space import LabelSpace  # noqa: E402
-from panoptic_mapper.ros.bag_player import play  # noqa: E402
+from panoptic_mapper.ros.bag_player import SETTLE_S, play  # noqa: E402
 
 pytestmark = pytest.mark.ros
 
 NUM_FRAMES, FPS = 8, 20
 COLOR, DEPTH, LABELS = "/camera/color/image_raw", "/camera/depth/image_raw", "/camera/labels"
-CLASSES = "/camera/label_space"
+CLASSES, POSE = "/camera/label_space", "/camera/pose"
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,15 @@ class Listener:
         self.messages = {topic: [] for topic in (COLOR, DEPTH, LABELS, CLASSES, "/clock")}
         self.context = Context()
         rclpy.init(context=self.context)
-        node = rclpy.create_node("listener", context=self.context)
+        self.node = rclpy.create_node("listener", context=self.context)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         types = {CLASSES: (String, latched), "/clock": (Clock, 100)}
         for topic, kept in self.messages.items():
             type_, qos = types.get(topic, (Image, 30))
-            node.create_subscription(type_, topic, kept.append, qos)
+            self.node.create_subscription(type_, topic, kept.append, qos)
+        self.messages[POSE] = []  # nobody subscribes to it yet
         self.executor = SingleThreadedExecutor(context=self.context)
-        self.executor.add_node(node)
+        self.executor.add_node(self.node)
         self.thread = threading.Thread(target=self.executor.spin, daemon=True)
         self.thread.start()
 
@@ -102,6 +104,19 @@ def test_everything_arrives_as_it_was(room, bag, listener):
     np.testing.assert_array_equal(packed >> 16, room.label_space.ids[original.labels.semantic])
     np.testing.assert_array_equal(packed & 0xFFFF, original.labels.instance)
     assert LabelSpace.from_dict(json.loads(listener.messages[CLASSES][0].data)["classes"]) == room.label_space
+
+
+def test_a_subscriber_that_is_needed_is_waited_for(bag, listener):
+    """Others hear the bag from the start; the one that counts comes when their number has long been the same."""
+    late = threading.Timer(
+        2 * SETTLE_S, listener.node.create_subscription, (PoseStamped, POSE, listener.messages[POSE].append, 30)
+    )
+    late.start()
+    report = play(bag, wait_for_subscribers_s=20, needed_topics=[POSE])
+    late.join()
+    listener.wait_for(POSE, NUM_FRAMES)
+    assert POSE not in report.unmatched_topics
+    assert listener.counts()[POSE] == NUM_FRAMES
 
 
 def test_rate_clock_and_choice_of_topics(bag, listener):

@@ -53,6 +53,7 @@ def play(
     clock: bool = True,
     wait_for_subscribers_s: float = 0.0,
     topics: Iterable[str] | None = None,
+    needed_topics: Iterable[str] = (),
 ) -> PlayReport:
     """Publishes the bag's messages at their recorded distances in time, divided by `rate`, until its end or Ctrl-C.
 
@@ -60,6 +61,7 @@ def play(
         clock: also publish the bag's time on /clock, for nodes with use_sim_time.
         wait_for_subscribers_s: start when subscribers have matched, at the latest after this time.
         topics: only these; None = all.
+        needed_topics: subscribers of these are waited for, too: others, such as recorders, may match long before.
 
     Raises:
         ValueError: the bag cannot be read, `rate` is not positive, or no topic is left to publish.
@@ -75,7 +77,7 @@ def play(
     try:
         node = rclpy.create_node("panoptic_mapper_player", context=context, enable_rosout=False)
         player = _Player(node, reader, report, rate, clock, None if topics is None else set(topics))
-        player.wait_for_subscribers(wait_for_subscribers_s)
+        player.wait_for_subscribers(wait_for_subscribers_s, set(needed_topics))
         player.play(loop)
         node.destroy_node()
     except KeyboardInterrupt:
@@ -114,15 +116,15 @@ class _Player:
             raise ValueError(f"{reader.path}: there is no topic to play")
         report.messages_by_topic.update({c.topic: 0 for c in self._connections})
 
-    def wait_for_subscribers(self, timeout_s: float) -> None:
-        """Returns when some topic has a subscriber and for a while no further one came, or after the timeout."""
+    def wait_for_subscribers(self, timeout_s: float, needed: set[str]) -> None:
+        """Returns when one topic, and all `needed`, have one and for a while no more came, or after the timeout."""
         start = changed = time.monotonic()
         matched: set[str] = set()
         while time.monotonic() - start < timeout_s:
             now = {c.topic for c in self._connections if self._publishers[c.id].get_subscription_count() > 0}
             if now != matched:
                 matched, changed = now, time.monotonic()
-            if matched and time.monotonic() - changed > SETTLE_S:
+            if matched and needed <= matched and time.monotonic() - changed > SETTLE_S:
                 break
             time.sleep(0.05)
         self._report.unmatched_topics = sorted({c.topic for c in self._connections} - matched)

@@ -20,7 +20,7 @@ LOG_TAIL_LINES = 40
 PLAY = """
 import sys
 from panoptic_mapper.ros.bag_player import play
-play(sys.argv[1], rate=float(sys.argv[2]), wait_for_subscribers_s=float(sys.argv[3]))
+play(sys.argv[1], rate=float(sys.argv[2]), wait_for_subscribers_s=float(sys.argv[3]), needed_topics=sys.argv[4:])
 """
 
 
@@ -107,10 +107,19 @@ def start_node(
 
 
 def start_player(
-    bag: Path, log_file: Path, rate: float, wait_s: float = 60.0, environment: Mapping[str, str] | None = None
+    bag: Path,
+    log_file: Path,
+    rate: float,
+    wait_s: float = 60.0,
+    environment: Mapping[str, str] | None = None,
+    needed_topics: Sequence[str] = (),
 ) -> ChildProcess:
-    """Starts playing a bag once the node subscribes, at the latest after `wait_s`."""
-    return ChildProcess("the player", ["-c", PLAY, str(bag), str(rate), str(wait_s)], log_file, environment or {})
+    """Starts playing a bag once the node subscribes, at the latest after `wait_s`.
+
+    Where others listen to the bag too, `needed_topics` are those by which the node is known.
+    """
+    arguments = ["-c", PLAY, str(bag), str(rate), str(wait_s), *needed_topics]
+    return ChildProcess("the player", arguments, log_file, environment or {})
 
 
 @contextmanager
