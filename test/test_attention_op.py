@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_devices import captured
 from torch import Tensor
 
 from panoptic_mapper import ops
@@ -14,23 +15,10 @@ from panoptic_mapper.attention import panoptic_distribution, query_scores
 E = 32
 DIFFERENTIABLE = (0, 3, 4, 5, 6)  # of the arguments: features, keys, centers, whitenings, class_probs
 NAMES = ("features", "keys", "centers", "whitenings", "class_probs")
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
 # Storage: relative error of the norm. float32: sums of thousands of terms and the GPU's fast exponential.
 STORAGES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 Arguments = list  # of the operator
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 def arguments(
@@ -301,21 +289,12 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         backward = torch.ops.panoptic_mapper.local_cross_attention_backward
         return operator(*args), *backward(upstream, *args)
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, outputs = captured(run)
     other = arguments(3000, 2000, 70, 9, "cuda", seed=5)
     for a, b in zip(args[:-1], other[:-1], strict=True):
         a.copy_(b)
     graph.replay()
-    for a, e in zip(captured, run(), strict=True):
+    for a, e in zip(outputs, run(), strict=True):
         assert torch.equal(a, e)
 
 

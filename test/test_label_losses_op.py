@@ -7,26 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_devices import captured
 from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.losses import PROBABILITY_FLOOR, floored_log, masked_mean
 
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
 NUM_STUFF = 3
 V_LOSSES = (1.7, -0.6, 0.4)
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 # Targets
@@ -555,19 +543,10 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         gradients = torch.ops.panoptic_mapper.label_losses_backward(v_losses, sums, *args[:2], *targets, NUM_STUFF)
         return (*targets, losses, *gradients)
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, outputs = captured(run)
     others = [*target_arguments(120, 160, "cuda", seed=3)[:4], *arguments((120, 160), 16, 5, "cuda", seed=3)[:2]]
     for a, b in zip([*labels[:4], *args[:2]], others, strict=True):
         a.copy_(b)
     graph.replay()
-    for a, e in zip(captured, run(), strict=True):
+    for a, e in zip(outputs, run(), strict=True):
         assert torch.equal(a, e)

@@ -6,25 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_devices import captured
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.label_warping import TOLERANCE, TOLERANCE_M, warped_cross_entropy
-
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 def arguments(size: tuple[int, int], target_size: tuple[int, int], K: int, device: str, seed: int = 0) -> list[Tensor]:
@@ -241,20 +228,11 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         loss, mass = torch.ops.panoptic_mapper.label_warp(*args)
         return loss, torch.ops.panoptic_mapper.label_warp_backward(loss, mass, *args)
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, outputs = captured(run)
     for a, b in zip(args, arguments((120, 160), (120, 160), 16, "cuda", seed=3), strict=True):
         a.copy_(b)
     graph.replay()
-    for a, e in zip(captured, run(), strict=True):
+    for a, e in zip(outputs, run(), strict=True):
         assert torch.equal(a, e)
 
 

@@ -7,25 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from operator_devices import captured
 from torch import Tensor
 
 from panoptic_mapper import ops
 
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
 WIDTHS = [3, 1, 4]
 BETAS, EPSILON = (0.9, 0.999), 1e-15
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 def table(N: int, device: str, seed: int = 0) -> list[Tensor]:
@@ -353,21 +341,12 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         adam(rows, ids, gradients)
         return gather(rows[0], ids)
 
-    run(table(500, "cuda"))
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run([t.clone() for t in expected])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run(rows)
+    graph, outputs = captured(lambda: run(rows), trial=lambda: run([t.clone() for t in expected]))
     for seed in range(3):
         for gradient, other in zip(gradients, gradients_of(250, "cuda", seed), strict=True):
             gradient.copy_(other)
         graph.replay()
-        for actual, e in zip(captured, run(expected), strict=True):
+        for actual, e in zip(outputs, run(expected), strict=True):
             assert torch.equal(actual, e)
     for actual, e in zip(rows, expected, strict=True):
         assert torch.equal(actual, e)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_devices import captured
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -15,22 +16,9 @@ from panoptic_mapper.geometry import rotation_matrices
 from panoptic_mapper.instances import CHI2_3_99
 from panoptic_mapper.occlusion import TILE
 
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
 CAMERA = PinholeCamera(width=70, height=45, fx=61.0, fy=57.0, cx=33.2, cy=23.1)
 NEAR_M, MARGIN = 0.2, 0.15
 BORDER_PX, BORDER_M = 1e-3, 1e-5  # so near to a border float32 may decide otherwise
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 def pose(seed: int = 0) -> Tensor:
@@ -401,18 +389,9 @@ def test_cuda_graph_and_no_synchronisation() -> None:
     def run() -> tuple[Tensor, Tensor]:
         return frustum_mask(means, T, limits), holding_mask(means, rows, gaussians, T)
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, outputs = captured(run)
     means.copy_(points(3000, seed=4))
     T.copy_(pose(3))
     graph.replay()
-    for a, e in zip(captured, run(), strict=True):
+    for a, e in zip(outputs, run(), strict=True):
         assert torch.equal(a, e)

@@ -7,24 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from operator_devices import captured
 from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.geometry import rotation_matrices
-
-CPU_AND_CUDA = [
-    "cpu",
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
-]
-
-
-@pytest.fixture(params=CPU_AND_CUDA)
-def device(request: pytest.FixtureRequest) -> str:
-    ops.load()
-    return request.param
 
 
 def arguments(Q: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,18 +180,9 @@ def test_cuda_graph_and_no_synchronisation() -> None:
         gradients = torch.ops.panoptic_mapper.whitening_matrices_backward(v, quats, log_scales)
         return operator(quats, log_scales), *gradients
 
-    run()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
+    graph, outputs = captured(run)
     for a, b in zip(args, arguments(300, "cuda", seed=3), strict=True):
         a.copy_(b)
     graph.replay()
-    for a, e in zip(captured, run(), strict=True):
+    for a, e in zip(outputs, run(), strict=True):
         assert torch.equal(a, e)
