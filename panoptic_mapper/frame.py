@@ -43,6 +43,11 @@ class PinholeCamera:
         return PinholeCamera(self.fx * sx, self.fy * sy, cx, cy, width, height)
 
     @property
+    def numbers(self) -> tuple[float, float, float, float, int, int]:
+        """fx, fy, cx, cy, width, height: what the compiled operators take of a camera."""
+        return self.fx, self.fy, self.cx, self.cy, self.width, self.height
+
+    @property
     def matrix(self) -> np.ndarray:  # [3, 3] float64
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]])
 

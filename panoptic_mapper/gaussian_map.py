@@ -141,12 +141,7 @@ class GaussianMap:
         inside = torch.ops.panoptic_mapper.frustum_mask(
             self["means"],
             T_camera_map,
-            camera.fx,
-            camera.fy,
-            camera.cx,
-            camera.cy,
-            camera.width,
-            camera.height,
+            *camera.numbers,
             FRUSTUM_MARGIN,
             NEAR_M,
             limits,

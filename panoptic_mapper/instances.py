@@ -183,12 +183,7 @@ class InstanceQueries:
             self.table["quats"],
             self.table["log_scales"],
             T_camera_map,
-            camera.fx,
-            camera.fy,
-            camera.cx,
-            camera.cy,
-            camera.width,
-            camera.height,
+            *camera.numbers,
             CHI2_3_99,
         )
         return holding.nonzero()[:, 0]

@@ -90,7 +90,7 @@ class MapOptimizer:
         counter = SeenCounter(view)
         surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
         rendering = view.render(counter) if surface is None else surface.rendering
-        image_loss, report = self._image_loss(keyframe, rendering)
+        image_total, report = self._image_loss(keyframe, rendering)
         terms = {"scale": (view.scales - self.weights.max_scale_m).clamp_min(0).sum() / len(view.scales)}
         if surface is not None:
             terms |= surface_terms(surface, keyframe.camera)
@@ -105,7 +105,7 @@ class MapOptimizer:
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
-        torch.stack([image_loss, counter.term, *weighted]).sum().backward()
+        torch.stack([image_total, counter.term, *weighted]).sum().backward()
         seen = counter.seen()
         if self.on_gradients is not None:
             self.on_gradients(keyframe, view, seen)

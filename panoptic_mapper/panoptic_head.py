@@ -56,10 +56,6 @@ class PanopticColumns:
         """The panoptic column [C] of each stuff class; -1 for things and for "unlabeled"."""
         return self.semantic_of_classes.index_fill(0, self.thing_classes, -1)
 
-    def of_queries(self, queries: Tensor) -> Tensor:
-        """The columns of queries in view (any shape, number within the view); -1 stays -1."""
-        return torch.where(queries >= 0, self.first_query + queries, -1)
-
     def queries_of(self, columns: Tensor) -> Tensor:
         """The queries in view of columns (any shape, number within the view); -1 = none."""
         return (columns - self.first_query).clamp_min(-1)

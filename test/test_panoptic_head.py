@@ -69,7 +69,6 @@ def test_columns_of_classes_and_queries() -> None:
     assert (columns.num_stuff, columns.first_query) == (3, 4)
     assert columns.stuff_of_classes.tolist() == [-1, -1, 1, -1, 2]
     assert columns.semantic_of_classes.tolist() == [-1, 3, 1, 4, 2]
-    assert columns.of_queries(torch.tensor([-1, 0, 5])).tolist() == [-1, 4, 9]
     assert columns.queries_of(torch.tensor([[0, 2, 3], [4, 9, -1]])).tolist() == [[-1, -1, -1], [0, 5, -1]]
 
 

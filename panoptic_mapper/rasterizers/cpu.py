@@ -69,12 +69,7 @@ class CpuRasterizer:
             scales.contiguous(),
             opacities.contiguous(),
             T_camera_map.detach().contiguous(),
-            camera.fx,
-            camera.fy,
-            camera.cx,
-            camera.cy,
-            camera.width,
-            camera.height,
+            *camera.numbers,
         )
         opacities = opacities[visible]
         with torch.no_grad():
