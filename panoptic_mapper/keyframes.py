@@ -213,12 +213,13 @@ class KeyframeStore:
 def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
     """The fields of a keyframe that hold 2D labels, and the numbered masks [H, W] in host memory."""
     mask_index, classes, scores, px = _numbered_masks(segmentation)
-    confidence = segmentation.confidence
-    if confidence is None:
-        confidence = np.ones(mask_index.shape, np.float32)
-    images = (segmentation.semantic.astype(np.int32, copy=False), mask_index, confidence)
+    given = () if segmentation.confidence is None else (segmentation.confidence,)
+    images = (segmentation.semantic.astype(np.int32, copy=False), mask_index, *given)
+    semantic, masks, *confidence = to_device_together(images, device)
     fields = {
-        **dict(zip(("semantic", "mask_index", "confidence"), to_device_together(images, device), strict=True)),
+        "semantic": semantic,
+        "mask_index": masks,
+        "confidence": confidence[0] if confidence else torch.ones(masks.shape, device=device),
         "mask_classes": classes,
         "mask_scores": scores,
         "mask_px": px,
