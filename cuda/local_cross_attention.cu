@@ -509,16 +509,18 @@ __global__ void __launch_bounds__(kFinishThreads)
   }
 }
 
-// Lets a kernel have more than the usual 48 KB.
+// Lets a kernel have more than the usual 48 KB: a block's own part, then the columns of C classes. Compilers read four of
+// these at a time, and mask what is beyond the last.
 template <typename Kernel>
-int with_shared_memory(Kernel kernel, size_t bytes) {
+int with_shared_memory(Kernel kernel, size_t own_bytes, int C) {
+  const size_t bytes = own_bytes + (C + 3) / 4 * 4 * sizeof(int);
   C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes));
   return (int)bytes;
 }
 
 template <typename T>
 void launch_forward(const AttentionInputs& in, void* distribution, cudaStream_t stream) {
-  const int bytes = with_shared_memory(forward_kernel<T>, sizeof(ForwardShared) + in.C * sizeof(int));
+  const int bytes = with_shared_memory(forward_kernel<T>, sizeof(ForwardShared), in.C);
   const auto blocks = (unsigned)((in.V + kRows - 1) / kRows);
   forward_kernel<T><<<blocks, kRows, bytes, stream>>>(in, static_cast<T*>(distribution), device_error_word());
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -527,7 +529,7 @@ void launch_forward(const AttentionInputs& in, void* distribution, cudaStream_t 
 template <typename T>
 void launch_backward(const AttentionInputs& in, const void* v_distribution, float* sums, const AttentionGradients& out,
                      int64_t blocks, cudaStream_t stream) {
-  const int bytes = with_shared_memory(backward_kernel<T>, sizeof(BackwardShared) + in.C * sizeof(int));
+  const int bytes = with_shared_memory(backward_kernel<T>, sizeof(BackwardShared), in.C);
   backward_kernel<T><<<(unsigned)blocks, kRows, bytes, stream>>>(
       in, static_cast<const T*>(v_distribution), sums, static_cast<T*>(out.features), static_cast<T*>(out.class_probs),
       device_error_word());
