@@ -38,6 +38,12 @@ class DensityConfig(Config):
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
     scale: float = param(0.35, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
     opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
+    refine_coarseness: float = param(
+        2.0,
+        "Gaussians so many times as large as a new one would be are replaced by four finer ones; 0 = none is",
+        ge=0,
+    )
+    refine_error: float = param(0.02, "only where the colours are off by more than this, mean in 0..1", ge=0)
     min_opacity: float = param(0.05, "Gaussians that fade below this are removed", ge=0, le=1)
     max_scale_m: float = param(0.5, "Gaussians that grow beyond this standard deviation are removed, m", gt=0)
     free_space_hits: int = param(3, "keyframes that see through a Gaussian before it is removed", ge=1)

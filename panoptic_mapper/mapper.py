@@ -47,6 +47,7 @@ from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.panoptic_map import PanopticMap
 from panoptic_mapper.rasterizers import RasterizerName, create_rasterizer
 from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.refinement import refine
 from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
 from panoptic_mapper.timing import StageClock, StepBudget
@@ -370,11 +371,14 @@ class PanopticMapper:
         surface = filled_depth(keyframe.depth, self.config.density)
         new = unexplained(keyframe.depth, surface, rendering, self.config.density)
         columns = grown_gaussians(keyframe, surface, new, self.config.density, self.config.gaussians.base)
-        num_before, num_new = len(self.map.gaussians), len(columns["means"])
+        num_before = len(self.map.gaussians)
+        parts = seen[:0]
+        if self.config.density.refine_coarseness > 0:
+            parts = refine(self.map.gaussians, seen, keyframe, rendering, self.config.density)
         self.map.gaussians.append(columns, keyframe.id)
-        new_rows = torch.arange(num_before, num_before + num_new, device=seen.device)
-        seen = torch.cat([seen, new_rows])
-        label_from(keyframe, new_ids, surface, self.map, seen, self.config.density)
+        num_new = len(self.map.gaussians) - num_before
+        seen = torch.cat([seen, torch.arange(num_before, num_before + num_new, device=seen.device)])
+        label_from(keyframe, new_ids, surface, self.map, seen, self.config.density, renewed=parts)
         if keyframe.id % REFIT_EVERY == 0:
             refit_queries(self.map)
         return num_new, seen

@@ -180,12 +180,18 @@ def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfi
 
 @torch.no_grad()
 def label_from(
-    keyframe: Keyframe, new_ids: list[int], surface: Tensor, map: PanopticMap, ids: Tensor, density: DensityConfig
+    keyframe: Keyframe,
+    new_ids: list[int],
+    surface: Tensor,
+    map: PanopticMap,
+    ids: Tensor,
+    density: DensityConfig,
+    renewed: Tensor | None = None,
 ) -> None:
     """Gives Gaussians the keyframe's label at their pixel of `surface` [H, W] m, to be right at once.
 
     These are, of the rows `ids` [V] that may be in view, Gaussians without a label, things of no object where a mask
-    says of which, and all in the masks that opened a query.
+    says of which, all in the masks that opened a query, and those of the rows `renewed` [n].
     """
     book, device = map.gaussians, surface.device
     semantic = keyframe.semantic * usable_depth(surface, density)
@@ -198,6 +204,9 @@ def label_from(
     old_class = book["class_index"][ids].long()
     is_lost = map.head.is_thing[old_class] & ~map.queries.are_living(book["instance_id"][ids])
     is_due = (old_class == UNLABELED) | (is_lost + mask_labels[:, 2] >= NEW)
+    if renewed is not None:
+        is_renewed = torch.zeros(len(book), dtype=torch.bool, device=device).index_fill_(0, renewed, True)
+        is_due |= is_renewed[ids]
     chosen = (is_on_surface & is_due).nonzero()[:, 0]
     ids, (public_ids, own, _) = ids[chosen], mask_labels[chosen].unbind(1)
     _, class_index, _, confidence = at_pixel[:, chosen]
