@@ -16,7 +16,9 @@ from panoptic_mapper.label_space import UNLABELED, LabelSpace
 CODE_GAIN = 8.0  # logit of a class for the feature that is its own unit code
 NUM_CANDIDATES = 1024  # random codes of which a new class gets the one that is most unlike the others
 MANY_CLASSES = 64  # beyond so many, their codes crowd the sphere
-UNLABELED_LOGIT = 2.0  # a Gaussian without evidence (feature 0) is "unlabeled", one with evidence is not
+UNLABELED_LOGIT = 2.0  # of "unlabeled", where labels were seen
+UNSEEN_LOGIT = 6.0  # of "unlabeled" where none were (feature 0): all classes of things together do not outweigh it
+SEEN_NORM = UNLABELED_LOGIT / CODE_GAIN  # of a feature for which its class is as likely as "unlabeled"
 FEATURE_LOGIT = 4.0  # similarity logit that a newly labelled Gaussian gets for its own query, and minus that for others
 OWN_WEIGHT = 30.0  # how much more the logit of the own query counts than that of another one
 
@@ -125,9 +127,14 @@ class PanopticHead(nn.Module):
         self.columns = PanopticColumns.of(self.is_thing)
 
     def class_probabilities(self, semantics: Tensor) -> Tensor:
-        """p_g [V, C] of semantic features [V, SEMANTIC_DIM]."""
+        """p_g [V, C] of semantic features [V, SEMANTIC_DIM].
+
+        A feature begins at 0 and grows with the labels that reach it. Where none did, nearly all is "unlabeled".
+        """
         logits = semantics @ self.codes.T
-        unlabeled = logits.new_full((len(logits), 1), UNLABELED_LOGIT)
+        fall = (UNSEEN_LOGIT - UNLABELED_LOGIT) / SEEN_NORM**2
+        unlabeled = torch.rsub(semantics.square().sum(1, keepdim=True), UNSEEN_LOGIT, alpha=fall)
+        unlabeled = unlabeled.clamp_min(UNLABELED_LOGIT)
         return torch.cat([unlabeled, logits[:, UNLABELED + 1 :]], dim=1).softmax(-1)
 
     def keys(self, embeddings: Tensor) -> Tensor:

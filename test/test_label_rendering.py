@@ -20,12 +20,15 @@ from panoptic_mapper.label_rendering import (
     blend_logs,
     classify,
 )
+from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.label_spaces import load_label_space
 from panoptic_mapper.losses import floored_log
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.panoptic_head import UNLABELED_LOGIT, PanopticHead
 from panoptic_mapper.panoptic_map import MapView
 from panoptic_mapper.parameter_table import Rows
 
+COCO = load_label_space("coco_panoptic")
 # Panoptic columns: unlabeled, wall, floor | unassigned | queries.
 UNASSIGNED, FIRST_QUERY = 3, 4
 # An object that is out of view reaches what is in view with less than 1 % of its peak (the 99 % ellipsoid holds none of
@@ -74,6 +77,23 @@ def both(weights: Tensor, features: LabelFeatures, rows: Rows, head: PanopticHea
     view = WeightedView(weights)
     by_label = blend_labels(view, classify(features, rows, head), head)  # type: ignore[arg-type]
     return [by_label, blend_features(view, features, rows, head)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("space", [SPACE, COCO])
+def test_a_gaussian_inside_an_object_is_the_objects_only_where_a_label_reached_it(queries, space: LabelSpace) -> None:
+    """However many classes of things there are whose probabilities add up."""
+    head = PanopticHead(space, torch.Generator().manual_seed(0), CPU)
+    rows = queries.table.gather(torch.arange(2))
+    thing = int(head.columns.thing_classes[0])
+    semantics = head.semantic_features(torch.tensor([0, thing]), torch.tensor([1.0, 0.3]))
+    instances = head.instance_features(head.keys(rows["embeddings"]).detach(), torch.tensor([-1, 0]))
+    centers = torch.zeros(2, 3)  # where the first object is
+    unseen, seen = classify(LabelFeatures(semantics, instances, centers), rows, head).distribution
+    own = head.columns.first_query
+    assert unseen.argmax() == 0
+    assert unseen[own:].sum() < 0.2
+    assert seen.argmax() == own
+    assert seen[own] > 0.5
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.4])
