@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Loss = Callable[..., tuple[Tensor, Tensor]]
+Loss = Callable[..., tuple[Tensor, ...]]  # a scalar, and tensors that are reported beside it
 
 NUM_WARM_UPS = 3  # runs before the capture, in which libraries allocate what they keep
 
@@ -20,7 +20,7 @@ class CapturedLoss:
     been differentiated before the next call, which overwrites them.
 
     Args:
-        loss: makes a scalar, and a tensor of what is reported, of images. No value in it may depend on the device's
+        loss: makes a scalar, and tensors of what is reported, of images. No value in it may depend on the device's
             answer, and all that it reads beside its arguments must stay where it is.
         images: of the sizes and types that all calls will have.
         num_differentiable: gradients reach so many of the first images.
@@ -39,35 +39,35 @@ class CapturedLoss:
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, such as the one that makes snapshots, go on allocating meanwhile.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.total, self.report, self.gradients = self._run(loss, num_differentiable)
+            self.outputs, self.gradients = self._run(loss, num_differentiable)
 
-    def __call__(self, *images: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss [] and the report of images: differentiable in the first ones of them."""
+    def __call__(self, *images: Tensor) -> tuple[Tensor, ...]:
+        """The loss [] of images, differentiable in the first ones of them, and what it reports."""
         return _Replay.apply(self, *images)
 
     @torch.no_grad()
-    def replay(self, images: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def replay(self, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for own, image in zip(self._images, images, strict=True):
             own.copy_(image)
         self.graph.replay()
-        return self.total.clone(), self.report.clone()
+        return tuple(output.clone() for output in self.outputs)
 
     @torch.enable_grad()
-    def _run(self, loss: Loss, num_differentiable: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        total, report = loss(*self._images)
-        gradients = torch.autograd.grad(total, self._images[:num_differentiable])
-        return total.detach(), report.detach(), gradients
+    def _run(self, loss: Loss, num_differentiable: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        outputs = loss(*self._images)
+        gradients = torch.autograd.grad(outputs[0], self._images[:num_differentiable])
+        return tuple(output.detach() for output in outputs), gradients
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, captured: CapturedLoss, *images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, captured: CapturedLoss, *images: Tensor) -> tuple[Tensor, ...]:
         ctx.captured, ctx.num_images = captured, len(images)
-        total, report = captured.replay(images)
-        ctx.mark_non_differentiable(report)
-        return total, report
+        total, *reports = captured.replay(images)
+        ctx.mark_non_differentiable(*reports)
+        return total, *reports
 
     @staticmethod
-    def backward(ctx: Any, v_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [v_total * gradient for gradient in ctx.captured.gradients]
         return None, *gradients, *[None] * (ctx.num_images - len(gradients))

@@ -26,7 +26,7 @@ from panoptic_mapper.losses import (
     query_repulsion,
 )
 from panoptic_mapper.object_discovery import associate
-from panoptic_mapper.panoptic_map import MapView, PanopticMap, SeenCounter
+from panoptic_mapper.panoptic_map import ERROR_SCALE, MapView, PanopticMap, SeenCounter
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.surfels import surface_terms
 from panoptic_mapper.transfers import to_device
@@ -39,8 +39,9 @@ class OptimizerConfig(Config):
     steps_per_keyframe: int = param(12, "optimisation steps after each keyframe", ge=0)
     frame_budget_ms: float = param(
         0.0,
-        "time for each frame, ms: steps are taken, also on frames that are no keyframes, while they fit; the map then"
-        " depends on the machine's speed; 0 = steps_per_keyframe on keyframes only",
+        "time for each frame, ms: steps are taken, also on frames that are no keyframes, while they fit; frames that take"
+        " longer leave less to those that follow; the map then depends on the machine's speed;"
+        " 0 = steps_per_keyframe on keyframes only",
         ge=0,
     )
     skip_hidden: bool = param(
@@ -51,6 +52,13 @@ class OptimizerConfig(Config):
     label_every: int = param(1, "every how many steps labels are optimised beside geometry", ge=1)
     warp_views: int = param(1, "neighbouring keyframes whose labels are warped into the optimised one", ge=0)
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
+    color_relaxation: float = param(
+        0.0,
+        "share of the mean error of its pixels by which each Gaussian's colour follows at every step, beside Adam's; where"
+        " there are few steps, with learning_rates.colors of 0",
+        ge=0,
+        le=1,
+    )
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
 
@@ -87,10 +95,11 @@ class MapOptimizer:
         view = self.view_of(keyframe)
         if len(view.visible_ids) == 0:
             return
-        counter = SeenCounter(view)
+        relaxation = self.config.color_relaxation
+        counter = SeenCounter(view, with_errors=relaxation > 0)
         surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
         rendering = view.render(counter) if surface is None else surface.rendering
-        image_total, report = self._image_loss(keyframe, rendering)
+        image_total, report, errors = self._image_loss(keyframe, rendering)
         terms = {"scale": (view.scales - self.weights.max_scale_m).clamp_min(0).sum() / len(view.scales)}
         if surface is not None:
             terms |= surface_terms(surface, keyframe.camera)
@@ -105,11 +114,16 @@ class MapOptimizer:
             if warped:
                 terms["warp"] = torch.stack(warped).mean()
         weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
-        torch.stack([image_total, counter.term, *weighted]).sum().backward()
+        total = torch.stack([image_total, counter.term, *weighted]).sum()
+        if relaxation > 0:
+            torch.autograd.backward([total, counter.copied], [None, errors])
+        else:
+            total.backward()
         seen = counter.seen()
         if self.on_gradients is not None:
             self.on_gradients(keyframe, view, seen)
         self.map.gaussians.appearance.update(view.gaussians, seen)
+        counter.relax_colors(relaxation)
         if labels is not None:
             self.map.gaussians.labels.update(view.labels, seen[view.projection.visible])
             self.map.queries.table.update(view.queries, view.queries_in_view)
@@ -137,8 +151,8 @@ class MapOptimizer:
             if name in state:
                 state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, num_classes - len(state[name])))
 
-    def _image_loss(self, keyframe: Keyframe, rendering: Rendering) -> tuple[Tensor, Tensor]:
-        """Weighted sum [] of the terms of colour and geometry, and these (`IMAGE_TERMS`), unweighted."""
+    def _image_loss(self, keyframe: Keyframe, rendering: Rendering) -> tuple[Tensor, ...]:
+        """What `image_loss` makes of a keyframe, on a GPU by a CUDA graph."""
         images = (rendering.color, rendering.depth, rendering.alpha, keyframe.color, keyframe.depth)
         loss = partial(image_loss, weights=self.weights, density=self.density)
         if not rendering.color.is_cuda:
@@ -199,15 +213,21 @@ def image_loss(
     *,
     weights: LossWeights,
     density: DensityConfig,
-) -> tuple[Tensor, Tensor]:
-    """Weighted sum [] of what a view's images say about colour and geometry, and its terms [3], see `IMAGE_TERMS`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum [] of what a view's images say about colour and geometry.
+
+    Beside it are its terms [3], unweighted, see `IMAGE_TERMS`, and for `SeenCounter.relax_colors` the error of the
+    colours [H, W, 3], times ERROR_SCALE.
+    """
     counted = unobstructed(observed_depth, density).float()
+    observed = observed_color.float() / 255
     measured = usable_depth(observed_depth, density).float()
     covered = measured * (alpha.detach() > 0.5)
     terms = [
-        color_loss(color, observed_color.float() / 255, counted, weights.ssim_share),
+        color_loss(color, observed, counted, weights.ssim_share),
         masked_mean((depth - observed_depth).abs(), covered),
         masked_mean(1 - alpha, measured),
     ]
     weighted = [getattr(weights, name) * term for name, term in zip(IMAGE_TERMS, terms, strict=True)]
-    return torch.stack(weighted).sum(), torch.stack(terms).detach()
+    errors = (observed - color.detach()) * (ERROR_SCALE * counted[..., None])
+    return torch.stack(weighted).sum(), torch.stack(terms).detach(), errors

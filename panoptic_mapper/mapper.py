@@ -50,7 +50,7 @@ from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.refinement import refine
 from panoptic_mapper.segmenters.base import Segmenter, check_ids, check_segmentation
 from panoptic_mapper.snapshot import MapObject, MapSnapshot, MapStats, PanopticView
-from panoptic_mapper.timing import StageClock, StepBudget
+from panoptic_mapper.timing import FramePace, StageClock, StepBudget
 from panoptic_mapper.vocabulary import OpenVocabulary, label_space_of_words
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class PanopticMapper:
         self.last_stamp_ns = 0
         self._extractor = extraction.create_extractor(self.device)
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
+        self._pace = FramePace(1e-3 * config.optimizer.frame_budget_ms)
         self._frames_for_up: list[Frame] = []
 
     def integrate(self, frame: Frame) -> IntegrationReport:
@@ -136,12 +137,19 @@ class PanopticMapper:
         Raises:
             ValueError: the segmenter's labels do not fit the frame or the label space. The map is as before.
         """
-        start_s = time.perf_counter()
+        deadline_s = self._pace.begin()
+        try:
+            return self._integrate(frame, deadline_s)
+        finally:
+            self._pace.end()
+
+    def _integrate(self, frame: Frame, deadline_s: float) -> IntegrationReport:
+        """`integrate`, which is to be done at `deadline_s` by `time.perf_counter()`."""
         self.num_frames += 1
         mapped_frame = self.at_mapping_size(frame)
         stage_ms: dict[str, float] = {}
         if not self._is_keyframe(mapped_frame):
-            self._refine_until(start_s + 1e-3 * self.config.optimizer.frame_budget_ms)
+            self._refine_until(deadline_s)
             return IntegrationReport(is_keyframe=False)
         with self._clock.stage("segment", stage_ms):
             keyframe = self.keyframes.add(mapped_frame, self._segment(frame), self.device)
@@ -150,7 +158,7 @@ class PanopticMapper:
         with self._clock.stage("grow", stage_ms):
             num_new, seen = self._grow(keyframe, seen, rendering, new_ids)
         with self._clock.stage("optimize", stage_ms):
-            self._optimize(start_s)
+            self._optimize(deadline_s)
         with self._clock.stage("maintain", stage_ms):
             num_removed = self._prune(keyframe, seen)
             maintain_queries(self.map, self.keyframes)
@@ -206,6 +214,7 @@ class PanopticMapper:
         keyframe = self.keyframes.unlabelled(stamp_ns)
         if keyframe is None:
             return False
+        start_s = time.perf_counter()
         with self._clock.stage("label", {}):
             keyframe.set_labels(self._usable_labels(segmentation, keyframe.depth.cpu().numpy()))
             seen, _, new_ids = self._associate(keyframe)
@@ -213,6 +222,7 @@ class PanopticMapper:
             label_from(keyframe, new_ids, surface, self.map, seen, self.config.density)
             refit_queries(self.map)
             maintain_queries(self.map, self.keyframes)
+        self._pace.note_other_work(start_s)
         return True
 
     def refine(self, num_steps: int) -> None:
@@ -220,13 +230,13 @@ class PanopticMapper:
         for step in range(num_steps if len(self.keyframes) else 0):
             self._step(step)
 
-    def _optimize(self, start_s: float) -> None:
-        """The steps of a keyframe that came at `start_s`: a fixed number of them, or what fits into a frame's time."""
+    def _optimize(self, deadline_s: float) -> None:
+        """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`, and at least one."""
         config = self.config.optimizer
         if config.frame_budget_ms == 0:
             self.refine(config.steps_per_keyframe)
         else:
-            self._refine_until(start_s + 1e-3 * config.frame_budget_ms, min_steps=1)
+            self._refine_until(deadline_s, min_steps=1)
 
     def _refine_until(self, deadline_s: float, min_steps: int = 0) -> None:
         """Takes steps while there is time before `time.perf_counter()` is `deadline_s`, and waits for the last."""

@@ -32,6 +32,8 @@ from panoptic_mapper.transfers import to_device
 
 MIN_SEEN_PX = 0.3  # px
 COUNT_WEIGHT = 1e-3  # of a term that is 0, but for rounding: little beside the weights of the losses
+ERROR_SCALE = 1e-12  # of errors that are sent back to the Gaussians: too small to move geometry on their way
+RELAXED_PX = 0.5  # a Gaussian that makes up fewer pixels follows their error less
 
 
 @dataclass(frozen=True)
@@ -139,18 +141,41 @@ class SeenCounter:
     times COUNT_WEIGHT, is 0 and moves nothing. Its gradient to a Gaussian's 1 is the sum of w_g(u) over the pixels u.
     """
 
-    def __init__(self, view: MapView):
-        self._view = view
+    def __init__(self, view: MapView, with_errors: bool = False):
+        self._view, self._with_errors = view, with_errors
         device = view.gaussians.ids.device
         self._ones = torch.ones(len(view.projection.visible), 1, device=device, requires_grad=True)
+        self._copies = self._ones[:, :0].detach()  # [V, 3] of the colours, with errors
+        self.copied = self._copies  # [H, W, 3] their image
         self.term = torch.zeros((), device=device)  # to be added to the loss
 
     def render(self, colors: Tensor) -> Rendering:
-        """Splats `colors` [V, D] as the view does."""
-        rendering = self._view.projection.render(torch.cat([colors, self._ones], dim=1))
-        color, count = rendering.color.split([colors.shape[1], 1], dim=-1)
+        """Splats `colors` [V, D], of which the first three are RGB, as the view does."""
+        if self._with_errors:
+            self._copies = colors[:, :3].detach().requires_grad_()
+        rendering = self._view.projection.render(torch.cat([colors, self._ones, self._copies], dim=1))
+        color, count, self.copied = rendering.color.split([colors.shape[1], 1, self._copies.shape[1]], dim=-1)
         self.term = COUNT_WEIGHT * (count[..., 0] - rendering.alpha).mean()
         return Rendering(color, rendering.depth, rendering.alpha)
+
+    @torch.no_grad()
+    def relax_colors(self, share: float) -> None:
+        """Colours follow the errors; after a backward in which `copied` had these, times ERROR_SCALE, as its gradient.
+
+        Each colour moves by a share of the mean error of the pixels that it makes up,
+
+            c_g += share sum_u w_g(u) e(u) / max(sum_u w_g(u), RELAXED_PX)        e = observed - rendered
+
+        which is an iteration of SIRT (Gilbert 1972) for the linear equations that a view sets its colours. Unlike a step
+        of Adam it is as large as the error: few of them suffice.
+        """
+        errors, weights = self._copies.grad, self._ones.grad
+        if errors is None or weights is None:
+            return
+        num_pixels = self._view.camera.width * self._view.camera.height
+        steps = errors / (weights * (num_pixels / COUNT_WEIGHT)).clamp_min_(RELAXED_PX)
+        colors = self._view.map.gaussians["colors"]
+        colors.index_add_(0, self._view.visible_ids, steps, alpha=share / ERROR_SCALE)
 
     def seen(self) -> Tensor:
         """After backward: which candidates [M] have a total weight of more than MIN_SEEN_PX pixels, bool."""

@@ -106,6 +106,41 @@ class StageClock:
             self._durations[name].append(begin.elapsed_time(end))
 
 
+class FramePace:
+    """When each frame must be done so that all together keep their pace: who overruns takes from those that follow.
+
+    Time in which nothing was done pays debts, too.
+    """
+
+    MAX_DEBT = 2.0  # of a frame's time: whoever falls further behind does not starve the map
+
+    def __init__(self, frame_s: float, clock: Clock = time.perf_counter) -> None:
+        self._frame_s, self._clock = frame_s, clock
+        self._debt_s = 0.0
+        self._idle_since_s = self._deadline_s = clock()
+
+    def begin(self) -> float:
+        """The deadline, by the clock, of the frame that begins now."""
+        now = self._clock()
+        self._owe(self._debt_s - (now - self._idle_since_s))
+        self._deadline_s = now + self._frame_s - self._debt_s
+        return self._deadline_s
+
+    def end(self) -> None:
+        """The frame is done."""
+        self._idle_since_s = self._clock()
+        self._owe(self._idle_since_s - self._deadline_s)
+
+    def note_other_work(self, start_s: float) -> None:
+        """Something else than a frame was done from `start_s`, by the clock, until now."""
+        self._owe(self._debt_s - (start_s - self._idle_since_s))
+        self._idle_since_s = self._clock()
+        self._owe(self._debt_s + self._idle_since_s - start_s)
+
+    def _owe(self, debt_s: float) -> None:
+        self._debt_s = min(max(0.0, debt_s), self.MAX_DEBT * self._frame_s)
+
+
 class StepBudget:
     """Says whether there is time for another step before a deadline, from how long steps take on the device.
 

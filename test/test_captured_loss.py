@@ -12,6 +12,7 @@ from panoptic_mapper.captured_loss import CapturedLoss
 from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.map_optimizer import IMAGE_TERMS, image_loss
+from panoptic_mapper.panoptic_map import ERROR_SCALE
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -36,12 +37,13 @@ def images(size: tuple[int, int] = (48, 64), seed: int = 0) -> tuple[Tensor, ...
 
 
 def values_and_gradients(loss, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Total, report, and the gradients of 1.7 times the total and something that the loss does not know."""
+    """Total, reports, and the gradients of 1.7 times the total and something that the loss does not know."""
     rendered = [t.clone().requires_grad_() for t in given[:NUM_DIFFERENTIABLE]]
-    total, report = loss(*rendered, *given[NUM_DIFFERENTIABLE:])
+    total, report, errors = loss(*rendered, *given[NUM_DIFFERENTIABLE:])
     assert not report.requires_grad
+    assert not errors.requires_grad
     (1.7 * total + rendered[1].square().mean()).backward()
-    return (total.detach(), report, *(t.grad for t in rendered))
+    return (total.detach(), report, errors / ERROR_SCALE, *(t.grad for t in rendered))
 
 
 def test_captured_loss_equals_the_plain_one() -> None:
@@ -53,7 +55,7 @@ def test_captured_loss_equals_the_plain_one() -> None:
         assert actual[1].shape == (len(IMAGE_TERMS),)
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e, rtol=1e-5, atol=1e-9)
-        assert all((gradient != 0).any() for gradient in actual[2:])
+        assert all((image != 0).any() for image in actual[2:])
         results.append((actual, [a.clone() for a in actual]))
     assert len({float(actual[0]) for actual, _ in results}) == 4
     for actual, kept in results:  # later calls have not overwritten what earlier ones gave

@@ -286,6 +286,15 @@ def test_what_is_hidden_can_be_left_out_of_steps_and_association() -> None:
         assert len(seen) == len(candidates)
 
 
+def test_relaxed_colours_need_few_steps() -> None:
+    losses = {}
+    for share in (0.0, 0.5):
+        mapper = wall_mapper(*NO_LABELS, f"optimizer.color_relaxation={share}", "learning_rates.colors=0")
+        mapper.map.gaussians["colors"][:] = 0.5
+        losses[share] = losses_after(mapper, 8)["color"]
+    assert losses[0.5] < 0.85 * losses[0.0]
+
+
 def test_depth_pulls_the_surface() -> None:
     mapper = wall_mapper(*NO_LABELS, "losses.color=0", "losses.opacity=0")
     mapper.map.gaussians["means"][:, 2] += 0.04

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from small_room import CAMERA, SPACE, PassOn, gaussian_columns, make_mapper, opaque_wall
 
-from panoptic_mapper.panoptic_map import MIN_SEEN_PX, MapView, SeenCounter
+from panoptic_mapper.panoptic_map import ERROR_SCALE, MIN_SEEN_PX, RELAXED_PX, MapView, SeenCounter
 
 
 def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **columns: torch.Tensor) -> MapView:
@@ -61,3 +61,39 @@ def test_counting_is_that_of_blended_weights_and_moves_nothing() -> None:
     plain, _ = gradient(False)
     assert same.all()
     torch.testing.assert_close(counted, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+def test_colours_follow_the_mean_error_of_their_pixels_and_nothing_else_moves() -> None:
+    view = view_of(torch.tensor([[0.1, 0.1, 1.0], [0.1, 0.1, 3.0]]))
+    before = view.map.gaussians["colors"].clone()
+    colors = view.colors().detach().requires_grad_()
+    ones = torch.ones(len(colors), 1, requires_grad=True)
+    errors = torch.randn(CAMERA.height, CAMERA.width, 3, generator=torch.Generator().manual_seed(0))
+    ((view.projection.blend(colors) * errors).sum() + view.projection.blend(ones).sum()).backward()
+    steps = 0.4 * colors.grad / ones.grad.clamp_min(RELAXED_PX)
+
+    counter = SeenCounter(view, with_errors=True)
+    loss = view.render(counter).color.square().mean() + counter.term
+    torch.autograd.backward([loss, counter.copied], [None, ERROR_SCALE * errors])
+    counter.relax_colors(0.4)
+    after = view.map.gaussians["colors"]
+    torch.testing.assert_close(after[view.visible_ids] - before[view.visible_ids], steps, rtol=1e-3, atol=1e-5)
+    assert float(steps.abs().max()) > 0.05
+    behind = len(before) - 1
+    torch.testing.assert_close(after[behind], before[behind], rtol=0, atol=1e-4)
+
+    plain = view_of(torch.tensor([[0.1, 0.1, 1.0], [0.1, 0.1, 3.0]]))
+    plain.render().color.square().mean().backward()
+    actual, expected = (
+        torch.cat([v.gaussians.gradient(name) for name in v.gaussians.columns], dim=1) for v in (view, plain)
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_without_errors_no_colour_follows() -> None:
+    view = view_of(torch.tensor([[0.1, 0.1, 1.0]]))
+    before = view.map.gaussians["colors"].clone()
+    counter = SeenCounter(view)
+    (view.render(counter).color.square().mean() + counter.term).backward()
+    counter.relax_colors(1.0)
+    assert torch.equal(view.map.gaussians["colors"], before)
