@@ -39,8 +39,8 @@ class OptimizerConfig(Config):
     steps_per_keyframe: int = param(12, "optimisation steps after each keyframe", ge=0)
     frame_budget_ms: float = param(
         0.0,
-        "time for each frame, ms: steps are taken, also on frames that are no keyframes, while they fit; frames that take"
-        " longer leave less to those that follow; the map then depends on the machine's speed;"
+        "time for each frame, ms: steps are taken, also on frames that are no keyframes, while they fit; frames that"
+        " take longer leave less to those that follow; the map then depends on the machine's speed;"
         " 0 = steps_per_keyframe on keyframes only",
         ge=0,
     )
@@ -54,8 +54,8 @@ class OptimizerConfig(Config):
     warp_stride_px: int = param(2, "warped labels are compared at every so many pixels along both axes", ge=1)
     color_relaxation: float = param(
         0.0,
-        "share of the mean error of its pixels by which each Gaussian's colour follows at every step, beside Adam's; where"
-        " there are few steps, with learning_rates.colors of 0",
+        "share of the mean error of its pixels by which each Gaussian's colour follows at every step, beside Adam's;"
+        " where there are few steps, with learning_rates.colors of 0",
         ge=0,
         le=1,
     )

@@ -166,8 +166,8 @@ class SeenCounter:
 
             c_g += share sum_u w_g(u) e(u) / max(sum_u w_g(u), RELAXED_PX)        e = observed - rendered
 
-        which is an iteration of SIRT (Gilbert 1972) for the linear equations that a view sets its colours. Unlike a step
-        of Adam it is as large as the error: few of them suffice.
+        which is an iteration of SIRT (Gilbert 1972) for the linear equations that a view sets its colours. Unlike a
+        step of Adam it is as large as the error: few of them suffice.
         """
         errors, weights = self._copies.grad, self._ones.grad
         if errors is None or weights is None:
