@@ -106,8 +106,9 @@ class MappingProcess:
         """Ends the process: in its own time where it maps, else at once. What waits for it gets a MapperFailure."""
         if self._is_closing:
             return
-        was_running, self._is_closing = self.is_running, True
-        self._hold(True)
+        was_running = self.is_running
+        with self._feeding:
+            self._is_closing = True
         if was_running:
             try:
                 self._call("close", timeout_s=CLOSE_S)
@@ -118,8 +119,7 @@ class MappingProcess:
             self._process.kill()
         child_process.end(self._process)
         self._receiver.join()  # it has seen the end of the connection
-        for memory in (*self._frame_memory, *self._answer_memory):
-            memory.close()
+        self._free_memory()
 
     def snapshot(self) -> tuple[MapSnapshot, int]:
         return self._call("snapshot")
@@ -197,7 +197,7 @@ class MappingProcess:
     def _feed(self) -> None:
         """Sends frames that wait, where there is room for them."""
         with self._feeding:
-            while not (self._is_held or self._death) and self._free_frames:
+            while not (self._is_held or self._is_closing or self._death) and self._free_frames:
                 queued = self._frames.pop()
                 if queued is None:
                     return
@@ -255,3 +255,10 @@ class MappingProcess:
                 self._frames.finish("error", self._death)
         if not self._is_closing:
             self._on_death(reason)
+
+    def _free_memory(self) -> None:
+        slots = [self._free_answers.get() for _ in range(NUM_REQUESTS)]  # waits for those who read their answers
+        for memory in (*self._frame_memory, *self._answer_memory):
+            memory.close()
+        for slot in slots:
+            self._free_answers.put(slot)

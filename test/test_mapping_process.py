@@ -289,3 +289,6 @@ def test_closing_calls_back_what_waits_and_ends_a_mapper_that_hangs(tmp_path, mo
     assert not psutil.pid_exists(node.mapper.pid)
     assert node.deaths.empty()
     node.mapper.close()  # once more, as whoever is not sure does
+    with pytest.raises(MapperFailure, match="the mapper is closed"):
+        node.mapper.objects()
+    assert not node.mapper.status().is_alive

@@ -96,8 +96,10 @@ class ChildProcess:
 
 
 def _with_parent() -> list[str]:
-    """Words before a command that let it end with the thread that starts it, by util-linux: safe beside other threads,
-    as code between fork and exec is not."""
+    """Words before a command that let it end with the thread that starts it: a program of util-linux.
+
+    Code of ours between fork and exec could do the same, but is not safe beside other threads.
+    """
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
