@@ -221,7 +221,7 @@ def test_wrong_settings_of_the_mapper_end_the_process_with_a_message():
     command = run_node("segmenter.name:=onnx")
     ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert "segmenter" in ended.stderr
+    assert "segmenter 'onnx': name your ONNX file in segmenter.onnx.model" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
