@@ -80,6 +80,7 @@ class FrameQueue:
         self._poses = poses
         self._waiting: deque[tuple[Observation, float]] = deque()  # with the arrival
         self._ready: deque[QueuedFrame] = deque()
+        self._num_in_hand = 0
         self._drops: Counter[str] = Counter()
         self._num_received = 0
         self._last_stamp_ns: int | None = None
@@ -110,7 +111,7 @@ class FrameQueue:
             self._drop(reason, message)
 
     def count(self, reason: str, message: str) -> None:
-        """Counts input other than an observation (a broken pose), or a frame that was taken out and then failed."""
+        """Counts input other than an observation: a broken pose."""
         with self._lock:
             self._drop(reason, message)
 
@@ -133,9 +134,19 @@ class FrameQueue:
             self.on_ready()
 
     def pop(self) -> QueuedFrame | None:
-        """The oldest complete frame, or None."""
+        """The oldest complete frame, which is in hand until `finish` is called; None where none waits."""
         with self._lock:
-            return self._ready.popleft() if self._ready else None
+            if not self._ready:
+                return None
+            self._num_in_hand += 1
+            return self._ready.popleft()
+
+    def finish(self, reason: str = "", message: str = "") -> None:
+        """Says that a frame that was popped is done with; with a reason, that it failed."""
+        with self._lock:
+            self._num_in_hand -= 1
+            if reason:
+                self._drop(reason, message)
 
     def set_paused(self, paused: bool) -> None:
         """While paused, new observations are dropped and counted; what already waits stays."""
@@ -143,7 +154,7 @@ class FrameQueue:
             self._paused = paused
 
     def clear(self) -> None:
-        """Forgets what waits, the last stamp, and all counts."""
+        """Forgets what waits, the last stamp, and all counts; what is in hand stays so."""
         with self._lock:
             self._drops.clear()
             self._num_received = 0
@@ -158,9 +169,9 @@ class FrameQueue:
 
     @property
     def num_queued(self) -> int:
-        """Observations that wait for a pose, and frames that wait for the mapper."""
+        """Observations that wait for a pose, and frames that wait for the mapper or are in its hand."""
         with self._lock:
-            return len(self._waiting) + len(self._ready)
+            return len(self._waiting) + len(self._ready) + self._num_in_hand
 
     @property
     def drops(self) -> dict[str, int]:

@@ -6,10 +6,7 @@ It imports no more than that needs, so that a process starts in a tenth of a sec
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
-import pickle
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +14,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from panoptic_mapper import child_process
 from panoptic_mapper.shared_memory import Parcel, SharedMemory
 
 if TYPE_CHECKING:
@@ -32,14 +30,11 @@ def main(connection_fd: int, frames_fd: int, labels_fd: int, niceness: int) -> N
     for. Answers: ("ready", label space), ("labels", parcel of labels, label space), or (kind of failure, text).
     """
     _be_modest(niceness)
-    faulthandler.enable()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; ours ends by the other
-    for fd in (connection_fd, frames_fd, labels_fd):
-        os.set_inheritable(fd, False)  # or a child of the model would keep the connection open
-    connection, frames, labels = Connection(connection_fd), SharedMemory(frames_fd), SharedMemory(labels_fd)
+    connection, (frames, labels) = child_process.begin(connection_fd, (frames_fd, labels_fd))
     requests: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
-    segmenter = _answered(connection, lambda: _made(requests.get()))
+    receiving = (connection, requests.put)  # also while the model is at work
+    threading.Thread(target=child_process.receive_until_the_end, args=receiving, daemon=True).start()
+    segmenter = _answered(connection, lambda: child_process.unpickled(requests.get())())
     if segmenter is None:
         return
     connection.send(("ready", segmenter.label_space))
@@ -69,16 +64,6 @@ def _change(segmenter: Any, words: tuple[Sequence[str], Sequence[str]]) -> Calla
     return change
 
 
-def _made(pickled: bytes) -> Segmenter:
-    try:
-        make = pickle.loads(pickled)
-    except (AttributeError, ImportError) as error:
-        raise ValueError(
-            f"make: expected a function that this process can import, not one of a script ({error})"
-        ) from None
-    return make()
-
-
 def _answered(connection: Connection, work: Callable[[], Any]) -> Any:
     """The result of `work`; where it fails, the other side is told and the result is None."""
     try:
@@ -100,14 +85,6 @@ def _free_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _receive(connection: Connection, requests: SimpleQueue[Any]) -> None:
-    """Passes requests on. The end of the connection ends the process, also while the model is at work."""
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            requests.put(connection.recv())
-    os._exit(0)
 
 
 def _be_modest(niceness: int) -> None:

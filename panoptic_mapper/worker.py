@@ -14,9 +14,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.frame import Frame
-from panoptic_mapper.frame_queue import FrameQueue, QueuedFrame
+from panoptic_mapper.frame_queue import QueuedFrame
 from panoptic_mapper.snapshot import MapStats
-from panoptic_mapper.timing import RateMeter, RollingPercentiles
+from panoptic_mapper.timing import Clock, RateMeter, RollingPercentiles
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +48,25 @@ class Mapper(Protocol):
     def stats(self) -> MapStats: ...
 
 
+class FrameSource(Protocol):
+    """Where frames come from: a `FrameQueue`, or what another process hands over."""
+
+    clock: Clock  # that of arrivals
+    on_ready: Callable[[], None]  # called when a frame has come
+
+    def pop(self) -> QueuedFrame | None:
+        """The next frame, or None."""
+        ...
+
+    def finish(self, reason: str = "", message: str = "") -> None:
+        """The frame popped last is in the map, or was dropped for a reason."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets the frames that wait."""
+        ...
+
+
 MapperT = TypeVar("MapperT", bound=Mapper)
 ResultT = TypeVar("ResultT")
 
@@ -71,10 +90,11 @@ class MappingWorker(Generic[MapperT]):
     its traceback and counted as "error". Neither ends the thread.
     """
 
-    def __init__(self, mapper: MapperT, frames: FrameQueue, config: WorkerConfig | None = None) -> None:
+    def __init__(self, mapper: MapperT, frames: FrameSource, config: WorkerConfig | None = None) -> None:
         self.config = config or WorkerConfig()
         self.frames = frames
         self.on_integrated: Callable[[Frame, Any], None] = lambda frame, report: None  # in the worker's thread
+        self.on_version: Callable[[int], None] = lambda version: None  # likewise, whenever `version` has grown
         self.latency_ms = RollingPercentiles()  # arrival at the queue to the end of integration
         self.stamp_latency_ms = RollingPercentiles()  # exposure to the end of integration
         self.rate = RateMeter(clock=frames.clock)
@@ -125,13 +145,11 @@ class MappingWorker(Generic[MapperT]):
         return self._paused
 
     def pause(self) -> None:
-        """Stops integrating; frames that arrive are dropped and counted, tasks go on."""
+        """Stops integrating and refining; frames wait, tasks go on."""
         self._paused = True
-        self.frames.set_paused(True)
 
     def resume(self) -> None:
         self._paused = False
-        self.frames.set_paused(False)
         self._wake.set()
 
     def submit(self, task: Callable[[MapperT], ResultT]) -> Future[ResultT]:
@@ -154,10 +172,15 @@ class MappingWorker(Generic[MapperT]):
         self.latency_ms.clear()
         self.stamp_latency_ms.clear()
 
-    def note_change(self) -> None:
-        """Says that the map has changed: it is published anew, and refined while nothing comes. Call it from a task."""
+    def note_version(self) -> None:
+        """Says that the map has changed, so that it is published anew. Call it from a task."""
         self.version += 1
+        self.on_version(self.version)
+
+    def note_change(self) -> None:
+        """The same, and that it can be refined while nothing comes."""
         self._refine_steps_left = self.config.max_idle_refine_steps
+        self.note_version()
 
     def step(self) -> bool:
         """Does the next piece of work, a task before a frame before idle refinement; False where there is none."""
@@ -195,26 +218,26 @@ class MappingWorker(Generic[MapperT]):
             future.set_result(result)
 
     def _integrate(self, queued: QueuedFrame) -> None:
-        frame = queued.frame
+        frame, reason, message = queued.frame, "", ""
         try:
             report = self._mapper.integrate(frame)
+            latency_s = self.frames.clock() - queued.arrival_s
+            self._take_stats()
         except ValueError as error:
-            self.last_error = str(error)
-            self.frames.count("bad_frame", str(error))
-            return
+            reason, message = "bad_frame", str(error)
+            self.last_error = message
         except Exception as error:
-            self._note_error(f"integrating the frame of stamp {frame.stamp_ns} ns failed: {error}")
-            self.frames.count("error", self.last_error)
-            return
-        finally:
-            self.note_change()
-        latency_s = self.frames.clock() - queued.arrival_s
-        self.latency_ms.add(1e3 * latency_s)
-        self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))
-        self.rate.tick()
-        self._take_stats()
-        self.num_integrated += 1
-        self.on_integrated(frame, report)
+            reason, message = "error", f"integrating the frame of stamp {frame.stamp_ns} ns failed: {error}"
+            self._note_error(message)
+        else:
+            self.latency_ms.add(1e3 * latency_s)
+            self.stamp_latency_ms.add(1e3 * (latency_s + queued.age_s))
+            self.rate.tick()
+            self.num_integrated += 1
+        self.note_change()
+        self.frames.finish(reason, message)
+        if not reason:
+            self.on_integrated(frame, report)
 
     def _refine(self) -> bool:
         num_steps = min(self.config.idle_refine_steps, self._refine_steps_left)
@@ -226,7 +249,7 @@ class MappingWorker(Generic[MapperT]):
         except Exception as error:
             self._refine_steps_left = 0  # try again after the next frame, not in a tight loop
             self._note_error(f"refining the map failed: {error}")
-        self.version += 1
+        self.note_version()
         return True
 
     def _take_stats(self) -> None:

@@ -108,6 +108,22 @@ def test_the_oldest_is_dropped_when_the_worker_is_slow():
     assert pop_stamps(queue) == [60 * MS, 90 * MS, 120 * MS]
 
 
+def test_a_frame_in_hand_is_counted_until_it_is_done_with():
+    queue, poses, _ = make_queue(capacity=1)
+    for k in range(3):
+        poses.add(k * 30 * MS, pose_at(k))
+        queue.put(observation(k * 30 * MS))
+        assert queue.pop() is not None
+    assert queue.pop() is None
+    assert (queue.num_queued, queue.drops) == (3, {})  # they are no longer the queue's to drop
+    queue.finish()
+    queue.finish("bad_frame", "why")
+    assert (queue.num_queued, queue.drops) == (1, {"bad_frame": 1})
+    queue.clear()
+    queue.finish()
+    assert (queue.num_queued, queue.drops) == (0, {})
+
+
 def test_the_oldest_is_dropped_when_poses_do_not_come():
     queue, _, _ = make_queue(max_waiting=2, pose_wait_s=10.0)
     for k in range(5):

@@ -77,5 +77,5 @@ def play(folder, name):
 
 
 def model_processes(node):
-    children = psutil.Process(node._process.pid).children()
+    children = psutil.Process(node._process.pid).children(recursive=True)
     return [c for c in children if "panoptic_mapper.segmenter_main" in c.cmdline()]

@@ -1,6 +1,7 @@
 """The node itself: how it starts, what it refuses, and how it ends; its parts have tests of their own."""
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -8,26 +9,27 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("panoptic_mapper.msg", reason="ROS 2 or the built messages are not installed")
 import rclpy
-from fake_mapper import LABEL_SPACE, FakeMapper
-from fake_segmenters import Misbehaving
+from fake_mapper import LABEL_SPACE
 from geometry_msgs.msg import Pose, PoseStamped
 from nav_msgs.msg import Odometry
+from node_mappers import fake, with_a_model_that_crashes
 from panoptic_mapper.msg import MapStatus
+from panoptic_mapper.srv import QueryObjects
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from small_room import SPACE, make_mapper, wall_frame
+from small_room import wall_frame
 from std_msgs.msg import Header, String
 
 from panoptic_mapper.frame_queue import Observation
 from panoptic_mapper.pose_buffer import Missing
 from panoptic_mapper.ros.conversions import stamp_message
 from panoptic_mapper.ros.mapper_node import MapperNode
-from panoptic_mapper.segmenters.background import BackgroundConfig, BackgroundSegmenter
 
 pytestmark = pytest.mark.ros
 REPO = Path(__file__).resolve().parents[1]
@@ -36,7 +38,7 @@ MAX_SPINS = 200  # of 0.05 s, far more than anything here needs
 
 
 @pytest.fixture
-def ros(monkeypatch):
+def ros(monkeypatch, tmp_path):
     """Makes nodes with parameters in a context of their own, and spins until a condition holds."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = rclpy.Context()
@@ -44,16 +46,14 @@ def ros(monkeypatch):
     executor, nodes = SingleThreadedExecutor(context=context), []
 
     class Ros:
-        def __init__(self) -> None:
-            self.mappers: list = []
-
-        def make_mapper(self, config, label_space):
-            self.mappers.append((config, label_space))
-            return FakeMapper()
+        def made_with(self):
+            """The configuration and the classes with which the mapper was made, and whether ROS was there."""
+            return pickle.loads((tmp_path / "made").read_bytes())
 
         def node(self, make_mapper=None, **parameters) -> MapperNode:
             overrides = [Parameter(name.replace("__", "."), value=value) for name, value in parameters.items()]
-            node = MapperNode(make_mapper or self.make_mapper, context=context, parameter_overrides=overrides)
+            make_mapper = make_mapper or partial(fake, tmp_path / "made")
+            node = MapperNode(make_mapper, context=context, parameter_overrides=overrides)
             executor.add_node(node)
             nodes.append(node)
             return node
@@ -75,16 +75,17 @@ def ros(monkeypatch):
 
 def test_segmenters_with_their_own_classes_start_at_once(ros):
     node = ros.node(segmenter__name="none")
-    assert node.worker.is_alive
-    assert ros.mappers == [(node.config, None)]
+    assert node.mapper.is_running
+    assert ros.made_with() == (node.config, None, False)
     node.close()
-    assert not node.worker.is_alive
+    assert not node.mapper.is_running
+    assert not psutil.pid_exists(node.mapper.pid)
 
 
 def test_classes_come_from_a_file(ros, tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({"classes": LABEL_SPACE.to_dict()}))
     ros.node(segmenter__name="dataset", labels_file=str(tmp_path / "labels.json"))
-    assert ros.mappers[0][1] == LABEL_SPACE
+    assert ros.made_with()[1] == LABEL_SPACE
 
 
 def test_an_unreadable_file_of_classes_is_named(ros, tmp_path):
@@ -94,23 +95,22 @@ def test_an_unreadable_file_of_classes_is_named(ros, tmp_path):
 
 def test_classes_come_from_a_topic_and_only_the_first_ones_count(ros):
     node = ros.node(segmenter__name="topic")
-    assert node.worker is None
+    assert not node.mapper.is_started
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     publisher = node.create_publisher(String, "/camera/label_space", latched)
     publisher.publish(String(data="nonsense"))
     publisher.publish(String(data=json.dumps({"classes": LABEL_SPACE.to_dict()})))
-    ros.spin_until(lambda: node.worker is not None)
+    ros.spin_until(lambda: node.mapper.is_started)
     publisher.publish(String(data=json.dumps({"classes": LABEL_SPACE.to_dict()[:1]})))
-    worker = node.worker
     for _ in range(10):
         ros.spin_until(lambda: True)
-    assert node.worker is worker
-    assert [label_space for _, label_space in ros.mappers] == [LABEL_SPACE]
+    assert node.mapper.is_running
+    assert ros.made_with()[1] == LABEL_SPACE
 
 
 @pytest.mark.parametrize(("source", "type_"), [("pose", PoseStamped), ("odometry", Odometry)])
 def test_poses_come_from_the_topic_and_bad_ones_are_counted(ros, source, type_):
-    node = ros.node(segmenter__name="none", pose_source=source, body_to_camera=[0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0])
+    node = ros.node(segmenter__name="topic", pose_source=source, body_to_camera=[0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0])
     publisher = node.create_publisher(type_, "/camera/pose", 10)
     ros.spin_until(lambda: publisher.get_subscription_count() > 0)
 
@@ -130,9 +130,7 @@ def test_poses_come_from_the_topic_and_bad_ones_are_counted(ros, source, type_):
 
 
 def test_a_crash_of_the_model_costs_labels_and_is_told(ros):
-    settings = BackgroundConfig(retry_s=1e6, max_retry_s=1e6)
-    model = BackgroundSegmenter(partial(Misbehaving, {2: "segfault"}, label_space=SPACE), settings)
-    node = ros.node(lambda config, label_space: make_mapper(segmenter=model), segmenter__name="none")
+    node = ros.node(with_a_model_that_crashes, segmenter__name="none")
     statuses = []
     node.create_subscription(MapStatus, "/panoptic_mapper/status", statuses.append, 10)
 
@@ -154,8 +152,24 @@ def test_a_crash_of_the_model_costs_labels_and_is_told(ros):
     see(wall_frame(1.0, stamp_ns=3))
     going_on = status(lambda s: s.num_keyframes == 3)
     assert (going_on.state, going_on.labels_queue_size, going_on.num_objects) == ("mapping", 2, 2)
+    (mapper,) = [p for p in psutil.Process().children() if p.pid == node.mapper.pid]
+    processes = [mapper, *mapper.children()]
     node.close()
-    assert model.status().state == "stopped"
+    assert [p for p in processes if p.is_running()] == []
+
+
+def test_the_end_of_the_mapper_is_told_to_all_who_ask(ros):
+    node, statuses = ros.node(segmenter__name="none"), []
+    node.create_subscription(MapStatus, "/panoptic_mapper/status", statuses.append, 10)
+    ros.spin_until(lambda: statuses and statuses[-1].state == "waiting")
+    psutil.Process(node.mapper.pid).kill()
+    ros.spin_until(lambda: statuses[-1].state == "failed")
+    assert "was ended by SIGKILL" in statuses[-1].last_error
+    client = node.create_client(QueryObjects, "/panoptic_mapper/query_objects")
+    answer = client.call_async(QueryObjects.Request())
+    ros.spin_until(answer.done)
+    assert not answer.result().success
+    assert answer.result().message == statuses[-1].last_error
 
 
 def run_node(*parameters: str) -> list[str]:
@@ -182,6 +196,32 @@ def test_a_misspelt_parameter_ends_the_process_with_a_message():
     ended = subprocess.run(run_node("sync.slop:=0.1"), cwd=REPO, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "unknown parameter 'sync.slop'; did you mean 'sync.slop_s'?" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_node_that_lost_its_mapper_ends_with_a_reason():
+    """Its map is gone; who started it is to know, and may start another."""
+    command = run_node("segmenter.name:=none")
+    with subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            lines = iter(process.stderr.readline, "")
+            assert any("running" in line for line in lines)
+            (mapper,) = psutil.Process(process.pid).children()
+            mapper.kill()
+            assert process.wait(timeout=60) == 1
+            log = process.stderr.read()
+            assert "[FATAL]" in log
+            assert "the mapper's process was ended by SIGKILL" in log
+            assert "Traceback" not in log
+        finally:
+            process.kill()
+
+
+def test_wrong_settings_of_the_mapper_end_the_process_with_a_message():
+    command = run_node("segmenter.name:=onnx")
+    ended = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "segmenter 'onnx': name your ONNX file in segmenter.onnx.model" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -12,6 +12,7 @@ from std_srvs.srv import SetBool
 
 from panoptic_mapper.datasets.rosbag_writer import write_rosbag
 from panoptic_mapper.datasets.synthetic import SyntheticConfig, SyntheticRoom
+from panoptic_mapper.mapping_messages import NUM_FRAMES as NUM_FRAMES_IN_HAND
 from panoptic_mapper.ros.client import MapperClient
 from panoptic_mapper.ros.processes import start_node, start_player
 
@@ -79,7 +80,7 @@ def test_frames_beyond_the_queue_are_dropped_and_counted(tmp_path, monkeypatch):
         assert end.frames_integrated + drops["queue_full"] == NUM_FRAMES
         assert end.frames_integrated > CAPACITY  # the first, those in the queue at the end, and more
         assert len(statuses) > 5
-        assert end.queue_capacity == CAPACITY + MAX_WAITING
+        assert end.queue_capacity == CAPACITY + MAX_WAITING + NUM_FRAMES_IN_HAND
         assert max(s.queue_size for s in statuses) <= end.queue_capacity
         integrated = np.array([s.frames_integrated for s in statuses], dtype=int)
         assert (np.diff(integrated) >= 0).all()

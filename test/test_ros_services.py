@@ -15,29 +15,31 @@ from std_srvs.srv import SetBool, Trigger
 from panoptic_mapper.config import config_from_dict
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.map_io import load_map, save_map
+from panoptic_mapper.map_server import MapServer
+from panoptic_mapper.map_service import MapperFailure
 from panoptic_mapper.mapper import MapperConfig
 from panoptic_mapper.pose_buffer import PoseBuffer
 from panoptic_mapper.ros.pose_source import FrameTransforms
 from panoptic_mapper.ros.services import MapServices
-from panoptic_mapper.worker import MappingWorker
 
 pytestmark = pytest.mark.ros
 TIMEOUT_S = 10.0
 
 
 class Rig:
-    """A running worker and the services around it, called directly."""
+    """A running mapper and the services around it, called directly."""
 
     def __init__(self, timeout_s: float = TIMEOUT_S, encoder=None) -> None:
         self.mapper = FakeMapper()
         self.frames = FrameQueue(PoseBuffer())
-        self.worker = MappingWorker(self.mapper, self.frames)
+        self.server = MapServer(self.mapper, self.frames, timeout_s=timeout_s)
+        self.worker = self.server.worker
         self.callbacks = {}
         self.num_resets = 0
         node = SimpleNamespace(create_service=self._create_service)
         transforms = FrameTransforms("map", None)
-        MapServices(node, lambda: self.worker, transforms, "map", timeout_s, self._on_reset, encoder=encoder)
-        self.worker.start()
+        MapServices(node, lambda: self.server, transforms, "map", self._on_reset, encoder=encoder)
+        self.server.start()
 
     def _create_service(self, type_, name, callback, callback_group):
         self.callbacks[name] = (type_, callback)
@@ -257,11 +259,19 @@ def test_a_crash_inside_a_service_is_an_answer(rig, caplog):
 
 
 def test_before_the_mapper_is_up_services_say_why(rig):
-    rig.worker.stop(TIMEOUT_S)
-    running, rig.worker = rig.worker, None
-    try:
-        answer = rig.call("query_objects")
-        assert not answer.success
-        assert "label space is not known yet" in answer.message
-    finally:
-        rig.worker = running
+    running, rig.server = rig.server, None
+    answer = rig.call("query_objects")
+    assert not answer.success
+    assert "label space is not known yet" in answer.message
+    rig.server = running
+
+
+def test_a_mapper_that_is_lost_is_an_answer_without_a_traceback(rig, caplog):
+    def objects():
+        raise MapperFailure("the mapper's process was ended by SIGKILL")
+
+    rig.server.objects = objects
+    answer = rig.call("query_objects")
+    assert not answer.success
+    assert answer.message == "the mapper's process was ended by SIGKILL"
+    assert caplog.text == ""

@@ -1,6 +1,7 @@
 """The status message, throttled warnings, and our log records in the node's log."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from fake_mapper import FakeMapper
 
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.frame_queue import FrameQueue, Observation
+from panoptic_mapper.map_server import MapServer
 from panoptic_mapper.pose_buffer import PoseBuffer
 from panoptic_mapper.ros.conversions import stamp_from_message
 from panoptic_mapper.ros.logs import route_logs
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
 from panoptic_mapper.segmenters.background import BackgroundStatus
-from panoptic_mapper.worker import MappingWorker
 
 pytestmark = pytest.mark.ros
 CAMERA = PinholeCamera(4.0, 4.0, 1.5, 1.5, 4, 4)
@@ -28,22 +29,22 @@ def put(frames: FrameQueue, stamp_ns: int) -> None:
 def test_status_counts_what_came_and_what_became_of_it():
     poses = PoseBuffer()
     frames = FrameQueue(poses)
-    worker = MappingWorker(FakeMapper(), frames)
+    server = MapServer(FakeMapper(), frames)
     poses.add(10, np.eye(4))
     put(frames, 10)
-    assert worker.step()
+    assert server.worker.step()
     put(frames, 20)
     frames.reject("bad_image", "")
     frames.reject("bad_image", "")
-    worker.start()
+    server.start()
     try:
-        message = status_message(frames, worker, "map", num_unsynchronised=3)
-        worker.pause()
-        paused = status_message(frames, worker, "map", 0)
+        message = status_message(frames, server.status, "map", num_unsynchronised=3)
+        server.pause()
+        paused = status_message(frames, server.status, "map", 0)
     finally:
-        worker.stop()
+        server.close()
     assert (message.state, paused.state) == ("mapping", "paused")
-    assert status_message(frames, worker, "map", 0).state == "failed"
+    assert status_message(frames, server.status, "map", 0).state == "failed"
     assert (message.frames_received, message.frames_integrated, message.queue_size) == (7, 1, 1)
     drops = dict(zip(message.drop_reasons, message.drop_counts, strict=True))
     assert drops == {"bad_image": 2, "unsynchronised": 3}
@@ -53,7 +54,23 @@ def test_status_counts_what_came_and_what_became_of_it():
     assert (message.num_objects, message.num_gaussians, message.map_bytes) == (2, 2, 100)
     assert dict(zip(message.loss_names, message.loss_values, strict=True)) == {"rgb": 0.5}
     assert message.latency_p50_ms > 0
-    assert message.rss_bytes > 10**6
+    assert message.rss_bytes > server.status().rss_bytes > 10**6
+
+
+def test_a_frame_in_the_hand_of_the_mapper_is_not_lost():
+    poses = PoseBuffer()
+    frames = FrameQueue(poses)
+    server, messages = MapServer(FakeMapper(), frames), []
+    server.worker.on_version = lambda version: messages.append(status_message(frames, server.status, "map", 0))
+    for stamp_ns in (10, 20):
+        poses.add(stamp_ns, np.eye(4))
+        put(frames, stamp_ns)
+    assert server.worker.step()
+    (message,) = messages
+    assert message.frames_received == 2
+    assert message.frames_integrated + message.queue_size == 3  # once too often while it goes from one to the other
+    after = status_message(frames, server.status, "map", 0)
+    assert (after.frames_integrated, after.queue_size) == (1, 1)
 
 
 def test_status_tells_how_the_2d_model_does():
@@ -67,14 +84,16 @@ def test_status_tells_how_the_2d_model_does():
         model_ms=200.0,
         delay_ms=750.0,
     )
-    for worker in (None, MappingWorker(FakeMapper(), FrameQueue(PoseBuffer()))):
-        message = status_message(FrameQueue(PoseBuffer()), worker, "map", 0, labels)
+    status = MapServer(FakeMapper(), FrameQueue(PoseBuffer())).status()
+    for last_error in ("", "the mapping thread failed"):
+        status = replace(status, labels=labels, last_error=last_error)
+        message = status_message(FrameQueue(PoseBuffer()), lambda status=status: status, "map", 0)
         assert (message.labels_state, message.labels_queue_size, message.labels_received) == ("retrying", 4, 9)
         assert (message.labels_model_ms, message.labels_delay_ms) == (200.0, 750.0)
         troubles = dict(zip(message.labels_trouble_reasons, message.labels_trouble_counts, strict=True))
         assert troubles == {"crash": 1, "failed": 1, "too_old": 2}
         assert message.labels_trouble_reasons == sorted(message.labels_trouble_reasons)
-        assert message.last_error == "crash: ended by SIGSEGV"
+        assert message.last_error == (last_error or "crash: ended by SIGSEGV")
     assert status_message(FrameQueue(PoseBuffer()), None, "map", 0).labels_state == ""
 
 

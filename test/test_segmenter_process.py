@@ -171,7 +171,7 @@ def test_shared_memory_grows_and_holds_arrays_apart() -> None:
         for array, expected in zip(back[:2], values[:2], strict=True):
             np.testing.assert_array_equal(array, expected)
             array[...] = 0  # arrays of its own, writable
-    gaps = np.arange(20)[::2]
+    gaps = np.arange(2000)[::2]
     parcel = writer.write(gaps)
     assert parcel.sizes == (gaps.nbytes,)
     np.testing.assert_array_equal(reader.read(parcel), gaps)

@@ -121,6 +121,25 @@ def test_topic_decodes_class_and_instance():
     assert instance[0, 0] == instance[1, 1] == instance[1, 2] == 0
 
 
+@pytest.mark.parametrize("longest_run_px", [1, 40, 5000])
+def test_topic_decodes_every_pixel_by_itself(longest_run_px):
+    rng = np.random.default_rng(0)
+    pairs = [(1, 0), (1, 4), (5, 1), (5, 2), (40000, 1), (77, 3), (0, 0)]
+    colors = np.array([pack(*pair) for pair in pairs], np.uint32)
+    runs = rng.integers(1, longest_run_px + 1, 24 * 32)
+    image = np.repeat(colors[rng.integers(0, len(colors), len(runs))], runs)[: 24 * 32].reshape(24, 32).view(np.int32)
+    labels = TopicSegmenter(SPACE).decode(image[:, ::-1], (24, 32))
+    ids = {}  # of the instances, by what was packed
+    for y, x in np.ndindex(24, 32):
+        packed = int(image.view(np.uint32)[y, 31 - x])
+        semantic = {1: 1, 5: 2, 40000: 3}.get(packed >> 16, 0)
+        assert labels.semantic[y, x] == semantic
+        is_instance = semantic > 0 and SPACE.is_thing[semantic]
+        assert (labels.instance[y, x] > 0) == is_instance
+        assert ids.setdefault(packed if is_instance else 0, labels.instance[y, x]) == labels.instance[y, x]
+    assert len(set(ids.values())) == len(ids)
+
+
 def test_topic_takes_unknown_ids_as_unlabeled_and_warns_once(caplog):
     segmenter = TopicSegmenter(SPACE)
     image = np.array([[pack(77, 1), pack(5, 1), pack(78, 0)]], np.int32)

@@ -88,10 +88,29 @@ def test_a_failing_frame_is_skipped_counted_and_the_next_one_mapped(caplog):
     run_until_idle(worker)
     assert mapper.stamps == [30]
     assert worker.frames.drops == {"bad_frame": 1, "error": 1}
-    assert worker.num_integrated == 1
+    assert (worker.num_integrated, worker.frames.num_queued) == (1, 0)
     assert "out of memory" in worker.last_error
     assert "Traceback" in caplog.text
     assert caplog.text.count("Traceback") == 1  # a refused frame is no failure of ours
+
+
+def test_each_change_of_the_map_is_told_before_its_frame_is_done():
+    worker, told = make_worker(RecordingMapper({20: ValueError("depth is empty")}), max_idle_refine_steps=3), []
+    worker.on_version = lambda version: told.append((version, worker.frames.num_queued))
+    for stamp_ns in (10, 20):
+        worker.frames.put(observation(stamp_ns))
+        run_until_idle(worker)
+    assert told == [(1, 1), (2, 1)]
+    assert worker.version == 2
+
+
+def test_a_frame_is_done_with_even_if_the_mapper_cannot_say_how_it_is():
+    mapper = RecordingMapper()
+    worker = make_worker(mapper)
+    mapper.stats = lambda: 1 / 0
+    worker.frames.put(observation(10))
+    run_until_idle(worker)
+    assert (worker.frames.num_queued, worker.frames.drops) == (0, {"error": 1})
 
 
 def test_latency_counts_waiting_and_age():
@@ -130,7 +149,7 @@ def test_failing_refinement_neither_ends_the_worker_nor_loops():
     assert "diverged" in worker.last_error
 
 
-def test_a_paused_worker_answers_tasks_drops_frames_and_goes_on():
+def test_a_paused_worker_answers_tasks_lets_frames_wait_and_goes_on():
     mapper = RecordingMapper()
     worker = make_worker(mapper)
     worker.pause()
@@ -138,11 +157,11 @@ def test_a_paused_worker_answers_tasks_drops_frames_and_goes_on():
     answer = worker.submit(lambda m: len(m.stamps))
     run_until_idle(worker)
     assert answer.result(0) == 0
+    assert worker.frames.num_queued == 1
     worker.resume()
     worker.frames.put(observation(2))
     run_until_idle(worker)
-    assert mapper.stamps == [2]
-    assert worker.frames.drops == {"paused": 1}
+    assert mapper.stamps == [1, 2]
 
 
 def test_a_failing_task_tells_its_caller_and_leaves_the_map():

@@ -1,11 +1,11 @@
-"""The ROS 2 node: topics in, a map that one thread owns, topics and services out."""
+"""The ROS 2 node: topics in, topics and services out. The map is in a process of its own."""
 
 from __future__ import annotations
 
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from functools import partial
 
 import rclpy
 from geometry_msgs.msg import PoseStamped
@@ -16,40 +16,47 @@ from rclpy.exceptions import NotInitializedException
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.node import Node
 
-from panoptic_mapper.build import create_mapper, resolved_device
+from panoptic_mapper.build import resolved_device
 from panoptic_mapper.frame_queue import FrameQueue
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.label_spaces import load_label_space
-from panoptic_mapper.late_labels import take_late_labels
+from panoptic_mapper.map_service import MapperFailure
 from panoptic_mapper.mapper import PanopticMapper
+from panoptic_mapper.mapping_process import MappingProcess
 from panoptic_mapper.pose_buffer import PoseBuffer, PoseSource, pose_from_quaternion
 from panoptic_mapper.ros.camera_input import CameraInput, input_qos, subscribe_label_space
 from panoptic_mapper.ros.fast_dds import use_shared_memory_profile
 from panoptic_mapper.ros.logs import route_logs
-from panoptic_mapper.ros.node_config import NodeConfig
+from panoptic_mapper.ros.node_config import NodeConfig, mapper_of_node
 from panoptic_mapper.ros.parameters import read_parameters
 from panoptic_mapper.ros.pose_source import FrameTransforms, TfPoseSource, TopicPoseSource, listen_to_tf
 from panoptic_mapper.ros.publishers import MapPublishers, StatusPublisher
 from panoptic_mapper.ros.services import MapServices
 from panoptic_mapper.ros.status import ThrottledWarnings, status_message
-from panoptic_mapper.segmenters.background import BackgroundSegmenter
 from panoptic_mapper.text_query import create_text_encoder
-from panoptic_mapper.worker import MappingWorker, tune_interpreter
+from panoptic_mapper.worker import tune_interpreter
 
 NUM_THREADS = 10  # of the executor: more than callbacks that wait at the same time
 RESOLVE_PERIOD_S = 0.05  # how often frames that wait for their pose are looked at when nothing arrives
+FAILED_S = (
+    5.0  # in which a node that has lost its mapper says so, before it ends: a status and answers to those who ask
+)
 LABELS_FROM_OUTSIDE = ("topic", "dataset")  # segmenters that need the classes and the label images of another node
 
 
-def mapper_of_node(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
-    return create_mapper(config.mapper, config.segmenter, label_space, config.device, is_live=True)
+class MapperLost(Exception):
+    """The mapper's process has ended by itself, and the node has said so for a while."""
 
 
 class MapperNode(Node):
     """Wires the parts together. Call `close` before `destroy_node`.
 
+    Args:
+        make_mapper: pickled for the mapper's process, so a function of a module, or a partial of one.
+
     Raises:
         ValueError: a parameter is unknown or wrong, or something that the parameters ask for is not installed.
+        MapperFailure: the mapper cannot be made for another reason.
     """
 
     def __init__(
@@ -62,8 +69,6 @@ class MapperNode(Node):
         self._make_mapper = make_mapper
         self._label_space: LabelSpace | None = None
         self._publishing = threading.Lock()  # held while a snapshot is made and published
-        self.worker: MappingWorker[PanopticMapper] | None = None
-        self._background: BackgroundSegmenter | None = None  # a 2D model that runs beside the mapper
         self.pose_source = self._create_pose_source()
         self.frames = FrameQueue(self.pose_source, config.queue)
         self.frames.on_drop = ThrottledWarnings(self._warn)
@@ -73,36 +78,32 @@ class MapperNode(Node):
         self._status_publisher = StatusPublisher(self)
         MapServices(
             self,
-            lambda: self.worker,
+            lambda: self.mapper if self.mapper.is_started else None,
             self._transforms,
             config.map_frame,
-            config.service_timeout_s,
-            self._on_reset,
+            self._camera_input.reset_counters,
             config.text_query,
             create_text_encoder(config.text_query),
         )
         self._start_timer(1 / config.publish.map_rate_hz, self._publish_map)
         self._start_timer(1 / config.publish.status_rate_hz, self._publish_status)
         self._start_timer(RESOLVE_PERIOD_S, self.frames.resolve)
-        if not needs_labels:
-            self._start_mapping(None)
-        elif config.labels_file:
-            self._start_mapping(load_label_space(config.labels_file))
-        else:
-            subscribe_label_space(self, config.topics.label_space, self._start_mapping)
-            self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")
+        self.mapper = MappingProcess(self.frames, self._on_death)
+        try:
+            if not needs_labels:
+                self._start_mapping(None)
+            elif config.labels_file:
+                self._start_mapping(load_label_space(config.labels_file))
+            else:
+                subscribe_label_space(self, config.topics.label_space, self._start_mapping)
+                self.get_logger().info(f"waiting for the classes on {config.topics.label_space}")
+        except Exception:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Ends the 2D model at once, and the mapping thread; the frame and the message in hand are finished."""
-        if self._background is not None:
-            self._background.close()
-        if self.worker is None:
-            return
-        try:
-            self.worker.stop()
-        except TimeoutError as error:
-            self.get_logger().error(str(error))
-            return
+        """Ends the mapper, and its 2D model at once; the frame and the message in hand are finished."""
+        self.mapper.close()
         with self._publishing:
             pass
 
@@ -139,48 +140,39 @@ class MapperNode(Node):
 
     def _start_mapping(self, label_space: LabelSpace | None) -> None:
         """Makes the mapper; called once the classes are known, and again when they are announced again."""
-        if self.worker is not None:
+        if self.mapper.is_started:
             if label_space != self._label_space:
                 self.get_logger().warning("another label space came; the node keeps the first until it is restarted")
             return
         self._label_space = label_space
         if label_space is not None:
             self._camera_input.set_label_space(label_space)  # first: frames already wait while the mapper is made
-        mapper = self._make_mapper(self.config, label_space)
-        worker = MappingWorker(mapper, self.frames, self.config.worker)
-        if isinstance(mapper.segmenter, BackgroundSegmenter):
-            self._background = mapper.segmenter
-            take_late_labels(mapper.segmenter, worker)
-        worker.start()
-        self.worker = worker
+        make = partial(self._make_mapper, self.config, label_space)
+        self.mapper.start(make, self.config.worker, self.config.service_timeout_s)
         self.get_logger().info(f"mapping into frame '{self.config.map_frame}'")
 
-    def _on_reset(self) -> None:
-        self._camera_input.reset_counters()
-        if self._background is not None:
-            self._background.clear()
+    def _on_death(self, reason: str) -> None:
+        self.get_logger().fatal(reason)
+        self._start_timer(FAILED_S, self._end)
+
+    def _end(self) -> None:
+        raise MapperLost
 
     def _publish_map(self) -> None:
-        worker = self.worker
-        if worker is None or not self._map_publishers.is_due(worker.version):
+        if not (self.mapper.is_running and self._map_publishers.is_due(self.mapper.version)):
             return
-        # Here, in a thread of the executor: the one that maps only copies the map.
         with self._publishing:
-            if worker.is_stopping:
-                return
-            begun = worker.submit(lambda mapper: (mapper.begin_snapshot(), worker.version))
             try:
-                make, version = begun.result()
-            except CancelledError:  # the node is being closed
+                snapshot, version = self.mapper.snapshot()
+            except MapperFailure:  # the node is being closed, or it is in the log
                 return
-            self._map_publishers.publish(make(), version)
+            self._map_publishers.publish(snapshot, version)
 
     def _publish_status(self) -> None:
         if self._status_publisher.has_subscribers():
             lost = self._camera_input.num_unsynchronised
-            labels = None if self._background is None else self._background.status()
-            message = status_message(self.frames, self.worker, self.config.map_frame, lost, labels)
-            self._status_publisher.publish(message)
+            get_status = self.mapper.status if self.mapper.is_started else None
+            self._status_publisher.publish(status_message(self.frames, get_status, self.config.map_frame, lost))
 
     def _start_timer(self, period_s: float, callback: Callable[[], None]) -> None:
         # By the steady clock: the status must go on when a bag, and with it /clock, has ended.
@@ -196,7 +188,7 @@ def _spin(executor: MultiThreadedExecutor, node: MapperNode) -> None:
     while rclpy.ok():
         try:
             executor.spin()
-        except ExternalShutdownException:
+        except (ExternalShutdownException, MapperLost):
             raise
         except Exception:
             if rclpy.ok():
@@ -217,7 +209,9 @@ def main(args: list[str] | None = None) -> int:
         _spin(executor, node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except ValueError as error:
+    except MapperLost:
+        return 1
+    except (ValueError, MapperFailure) as error:
         rclpy.logging.get_logger("panoptic_mapper").fatal(str(error))
         return 1
     except (RuntimeError, NotInitializedException):

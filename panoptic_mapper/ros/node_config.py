@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from panoptic_mapper.build import create_mapper
 from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.frame_queue import FrameQueueConfig
-from panoptic_mapper.mapper import MapperConfig
+from panoptic_mapper.label_space import LabelSpace
+from panoptic_mapper.mapper import MapperConfig, PanopticMapper
 from panoptic_mapper.pose_buffer import PoseBufferConfig
 from panoptic_mapper.segmenters import SegmenterConfig
 from panoptic_mapper.text_query import TextQueryConfig
@@ -109,3 +111,12 @@ class NodeConfig(Config):
             raise ValueError(f"NodeConfig.body_to_camera: expected x y z qx qy qz qw, got {self.body_to_camera}")
         if not self.map_frame:
             raise ValueError("NodeConfig.map_frame: expected the name of a frame, got ''")
+
+
+def mapper_of_node(config: NodeConfig, label_space: LabelSpace | None) -> PanopticMapper:
+    """The mapper that a node has; called in a process without ROS, so it stands in a module without.
+
+    Raises:
+        ValueError: as `create_mapper`.
+    """
+    return create_mapper(config.mapper, config.segmenter, label_space, config.device, is_live=True)

@@ -10,59 +10,61 @@ import psutil
 from std_msgs.msg import Header
 
 from panoptic_mapper.frame_queue import FrameQueue
+from panoptic_mapper.map_service import MapperStatus
+from panoptic_mapper.mapping_messages import NUM_FRAMES
 from panoptic_mapper.msg import MapStatus
 from panoptic_mapper.ros.conversions import stamp_message
 from panoptic_mapper.segmenters.background import BackgroundStatus
 from panoptic_mapper.timing import Clock
-from panoptic_mapper.worker import MappingWorker
 
 
 def status_message(
-    frames: FrameQueue,
-    worker: MappingWorker | None,
-    map_frame: str,
-    num_unsynchronised: int,
-    labels: BackgroundStatus | None = None,
+    frames: FrameQueue, get_status: Callable[[], MapperStatus] | None, map_frame: str, num_unsynchronised: int
 ) -> MapStatus:
-    """What there is to say now, without waiting for the worker.
+    """What there is to say now.
 
     Args:
-        worker: None while the mapper is not up.
+        get_status: asks the mapper; None while it is not up.
         num_unsynchronised: colour images that found no partners.
-        labels: of the 2D model, where it runs beside the mapper.
     """
+    # In this order a frame that goes on meanwhile is counted twice rather than never.
+    num_queued = frames.num_queued
+    status = None if get_status is None else get_status()
     drops = frames.drops
     if num_unsynchronised > 0:
         drops["unsynchronised"] = num_unsynchronised
     reasons = sorted(drops)
     message = MapStatus(
         header=Header(frame_id=map_frame),
-        state=_state(worker),
+        state=_state(status),
         frames_received=frames.num_received + num_unsynchronised,
-        queue_size=frames.num_queued,
-        queue_capacity=frames.config.max_waiting + frames.config.capacity,
+        queue_size=num_queued,
+        queue_capacity=frames.config.max_waiting + frames.config.capacity + NUM_FRAMES,
         drop_reasons=reasons,
         drop_counts=[drops[reason] for reason in reasons],
         rss_bytes=psutil.Process().memory_info().rss,
     )
-    if labels is not None:
-        _fill_labels(message, labels)
-    if worker is None:
-        return message
-    stats = worker.stats
-    message.header.stamp = stamp_message(worker.last_stamp_ns)
+    if status is not None:
+        _fill_in(message, status)
+    return message
+
+
+def _fill_in(message: MapStatus, status: MapperStatus) -> None:
+    stats = status.stats
+    message.header.stamp = stamp_message(status.last_stamp_ns)
     message.num_gaussians = stats.num_gaussians
     message.num_objects = stats.num_objects
     message.num_keyframes = stats.num_keyframes
-    message.frames_integrated = worker.num_integrated
-    message.fps = worker.rate.rate_hz()
+    message.frames_integrated = status.num_integrated
+    message.fps = status.rate_hz
     message.loss_names = sorted(stats.losses)
     message.loss_values = [float(stats.losses[name]) for name in message.loss_names]
     message.map_bytes = stats.map_bytes
-    p50, p90, p99 = worker.latency_ms.percentiles()
-    message.latency_p50_ms, message.latency_p90_ms, message.latency_p99_ms = p50, p90, p99
-    message.last_error = worker.last_error or message.last_error
-    return message
+    message.rss_bytes += status.rss_bytes
+    message.latency_p50_ms, message.latency_p90_ms, message.latency_p99_ms = status.latency_ms
+    if status.labels is not None:
+        _fill_labels(message, status.labels)
+    message.last_error = status.last_error or message.last_error
 
 
 def _fill_labels(message: MapStatus, labels: BackgroundStatus) -> None:
@@ -76,14 +78,14 @@ def _fill_labels(message: MapStatus, labels: BackgroundStatus) -> None:
     message.last_error = labels.last_failure
 
 
-def _state(worker: MappingWorker | None) -> str:
-    if worker is None:
+def _state(status: MapperStatus | None) -> str:
+    if status is None:
         return MapStatus.STATE_WAITING
-    if not worker.is_alive:
+    if not status.is_alive:
         return MapStatus.STATE_FAILED
-    if worker.is_paused:
+    if status.is_paused:
         return MapStatus.STATE_PAUSED
-    return MapStatus.STATE_MAPPING if worker.num_integrated else MapStatus.STATE_WAITING
+    return MapStatus.STATE_MAPPING if status.num_integrated else MapStatus.STATE_WAITING
 
 
 class ThrottledWarnings:

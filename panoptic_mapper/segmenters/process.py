@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from typing import Any, Literal
 
+from panoptic_mapper import child_process
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.segmenters.base import Segmenter, check_segmentation
 from panoptic_mapper.shared_memory import Parcel, SharedMemory
 
 FailureKind = Literal["crash", "hang", "error", "out_of_memory", "garbage", "refused"]
-END_S = 2.0  # in which a process that is told to end must have done so
 MAX_BYTES_PER_PX = 64  # labels that are larger are of something else
 
 
@@ -45,15 +38,8 @@ class SegmenterProcess:
 
     def __init__(self, make: Callable[[], Segmenter], niceness: int = 0) -> None:
         self._frames, self._labels = SharedMemory(), SharedMemory()
-        ours, theirs = socket.socketpair()
-        fds = (theirs.fileno(), self._frames.fd, self._labels.fd)
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # it finds the modules that we find
-        command = [sys.executable, "-m", "panoptic_mapper.segmenter_main", *map(str, (*fds, niceness))]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=fds, env={**os.environ, "PYTHONPATH": path}
-        )
-        theirs.close()
-        self._connection = Connection(ours.detach())
+        fds = (self._frames.fd, self._labels.fd)
+        self._process, self._connection = child_process.start_module("panoptic_mapper.segmenter_main", fds, [niceness])
         self._make = pickle.dumps(make)
 
     def wait_until_ready(self, timeout_s: float) -> LabelSpace:
@@ -93,11 +79,7 @@ class SegmenterProcess:
     def close(self) -> None:
         """Ends the process, by force where it does not follow, and frees the memory."""
         self._connection.close()
-        for end in (lambda: None, self._process.kill):
-            end()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(END_S)
-                break
+        child_process.end(self._process)
         self._frames.close()
         self._labels.close()
 
@@ -119,14 +101,8 @@ class SegmenterProcess:
         return tuple(content)
 
     def _crash(self) -> SegmenterFailure:
-        try:
-            code = self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            return SegmenterFailure("crash", "the process of the 2D model no longer answers")
-        if code >= 0:
-            return SegmenterFailure("crash", f"the process of the 2D model ended with status {code}")
-        hint = "; the kernel does that where memory runs out" if -code == signal.SIGKILL else ""
-        return SegmenterFailure("crash", f"the process of the 2D model was ended by {signal.Signals(-code).name}{hint}")
+        how = child_process.how_it_ended(self._process)
+        return SegmenterFailure("crash", f"the process of the 2D model {how}")
 
     def _checked(self, parcel: Parcel, frame: Frame, label_space: LabelSpace) -> Segmentation | None:
         """The labels in a parcel; whatever is not quite that is garbage."""
