@@ -96,7 +96,7 @@ def test_reports_say_what_is_missing_and_show_what_is_there(tmp_path: Path) -> N
         text = experiment.report([], tmp_path)
         assert text.startswith("## ")
         assert "missing" in text
-    jobs = lighting.jobs([], [0, 1])
+    jobs = lighting.jobs([], [0]) + lighting.jobs([], [1])
     assert len(jobs) == len(set(jobs))
     values = {"label": 90.0, "feature": 80.0}
     records = [

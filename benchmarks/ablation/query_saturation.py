@@ -42,8 +42,8 @@ further objects get none, and are unassigned or fall to their neighbours. Clean 
 
 
 def jobs(scenes: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    free = [job(scene, level, seed) for level in LEVELS for scene in scenes for seed in seeds]
-    return free + [job(scene, "clean", seed, bound) for bound in BOUNDS for scene in scenes[:1] for seed in seeds]
+    free = [job(scene, level, seed) for level in LEVELS for scene in scenes for seed in seeds[:1]]
+    return free + [job(scene, "clean", seed, bound) for bound in BOUNDS for scene in scenes[:1] for seed in seeds[:1]]
 
 
 def job(scene: str, level: str, seed: int, bound: int = 0) -> Job:

@@ -34,8 +34,10 @@ class Spread:
     def text(self, form: str = ".1f", num_asked: int = 0) -> str:
         """ "93.1 ± 0.4"; with the number of seeds where fewer than asked were measured, or one."""
         words = format(self.mean, form) + ("" if self.std is None else f" ± {self.std:{form}}")
-        if self.num_seeds < num_asked or self.std is None:
-            words += f" ({self.num_seeds} of {max(num_asked, self.num_seeds)} seeds)"
+        if self.num_seeds < num_asked:
+            words += f" ({self.num_seeds} of {num_asked} seeds)"
+        elif self.std is None:
+            words += " (1 seed)"
         return words
 
 
