@@ -273,6 +273,12 @@ def test_what_cannot_be_loaded_is_told(checkpoints, tmp_path, monkeypatch) -> No
             loaded(checkpoints, **changed)
 
 
+def test_a_wrong_word_is_told_before_models_are_looked_for() -> None:
+    words = ["grounded_sam.detector=/nowhere", "grounded_sam.things=[chair, Chair]"]
+    with pytest.raises(ValueError, match="vocabulary: 'chair' comes 2 times"):
+        create_segmenter(load_config(SegmenterConfig, None, ["name=grounded_sam", *words]))
+
+
 def test_pickled_weights_are_refused(checkpoints, tmp_path) -> None:
     from tiny_grounded_sam import save_sam2
     from transformers import Sam2Model
