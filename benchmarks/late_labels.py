@@ -43,7 +43,7 @@ from panoptic_mapper.segmenters.base import Segmenter
 from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.segmenters.huggingface import HuggingfaceConfig, HuggingfaceSegmenter
 from panoptic_mapper.segmenters.none import NoSegmenter
-from panoptic_mapper.worker import MappingWorker, tune_interpreter
+from panoptic_mapper.worker import MappingWorker, WorkerConfig, tune_interpreter
 
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 RUNS = ("none", "process", "inline")
@@ -76,6 +76,7 @@ def measure(make: Callable[[], Segmenter], frames: list[Frame], config: MapperCo
     worker = MappingWorker(
         PanopticMapper(config, segmenter, resolved_device("auto")),
         FrameQueue(poses, FrameQueueConfig(capacity=QUEUE_CAPACITY)),
+        WorkerConfig(idle_refine_steps=1),  # a frame waits for a step at most
     )
     background = segmenter if isinstance(segmenter, BackgroundSegmenter) else None
     if background is not None:
@@ -166,7 +167,7 @@ def rows(
     make_model: Callable[[], Segmenter], frames: list[Frame], config: MapperConfig, rate_hz: float, runs: list[str]
 ) -> Iterator[dict[str, Any]]:
     """What was measured in each of the `runs`, as soon as it is."""
-    settings = BackgroundConfig()
+    settings = BackgroundConfig(start_wait_s=END_S)
     makers: dict[str, Callable[[], Segmenter]] = {
         "none": NoSegmenter,
         "process": lambda: BackgroundSegmenter(make_model, settings),
