@@ -224,6 +224,7 @@ def test_flat_picture_on_the_wall_stays():
     result = merge(depth, image)
     assert (result.semantic[45:85, 205:255] == index("picture")).all()
     assert result.confidence[60, 230] == pytest.approx(0.55)
+    assert result.confidence[60, 100] == pytest.approx(0.6)
 
 
 def test_detector_separates_what_the_semantic_image_joins():
