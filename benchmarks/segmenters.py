@@ -62,7 +62,9 @@ class FlatSegmenter(TinySegmenter):
         shape = mosaic.shape
         semantic = FROM_MOSAIC[cv2.medianBlur(mosaic, 5)]
         nowhere = np.zeros(1, bool)
-        patches = DepthPatches(np.zeros(shape, np.int32), np.zeros(shape, bool), nowhere, np.zeros(1, int), np.zeros(1))
+        patches = DepthPatches(
+            np.zeros(shape, np.int32), np.zeros(shape, bool), nowhere, np.zeros(1, int), np.zeros(1), nowhere
+        )
         min_area_px = max(1, round(self._min_area_px * mosaic.size / (640 * 480)))
         segments = claim_boxes(detections, mosaic, semantic, patches, np.zeros(shape, np.float32), min_area_px // 4)
         for segment in segments:

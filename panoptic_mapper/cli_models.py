@@ -51,8 +51,7 @@ def get_models(
             with _download_bar(file) as progress:
                 print(find_model(file, progress=progress))
         if not files:
-            repo, revision = hub_models.parse_hub_id(name)
-            print(hub_models.fetch(repo, revision) if update else hub_models.find_checkpoint(name))
+            print(hub_models.fetch(*hub_models.parse_hub_id(name)) if update else hub_models.find_checkpoint(name))
 
 
 @models_app.command("path")

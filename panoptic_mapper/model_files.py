@@ -9,9 +9,10 @@ from pathlib import Path
 WEIGHTS = ".safetensors"
 # Formats that are, or contain, Python pickles: loading one runs whatever its author put into it.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-WHY_NO_PICKLE = (
-    "a pickle can run any code while it is loaded, so only safetensors are read; take a revision of the model that has"
-    " them, or convert it where you trust it: model.save_pretrained(folder) of transformers writes safetensors"
+WHY_NO_PICKLE = "a pickle can run any code while it is loaded, so "
+TAKE_SAFETENSORS = (
+    "only safetensors are read; take a revision of the model that has them, or convert it where you trust it:"
+    " model.save_pretrained(folder) of transformers writes safetensors"
 )
 MANIFEST_FILE = "manifest.json"
 _CHUNK_BYTES = 1 << 20
@@ -32,14 +33,14 @@ def refuse_without_weights(where: object, names: list[str]) -> None:
         return
     pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
-        raise ValueError(f"{where}: has weights only as {', '.join(pickles)}: {WHY_NO_PICKLE}")
+        raise ValueError(f"{where}: has weights only as {', '.join(pickles)}: {WHY_NO_PICKLE}{TAKE_SAFETENSORS}")
     raise ValueError(f"{where}: has no weights (*{WEIGHTS})")
 
 
-def refuse_pickle(file: Path) -> None:
-    """Raises ValueError if the name of a file is that of a pickle."""
+def refuse_pickle(file: Path, advice: str = TAKE_SAFETENSORS) -> None:
+    """Raises ValueError if the name of a file is that of a pickle; the message ends with what to do instead."""
     if file.suffix in PICKLES:
-        raise ValueError(f"{file}: {WHY_NO_PICKLE}")
+        raise ValueError(f"{file}: {WHY_NO_PICKLE}{advice}")
 
 
 def sha256_of(file: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import LabelSpace, SemanticClass
@@ -59,6 +60,15 @@ class Misbehaving(Honest):
         return misbehave(self.how[frame.stamp_ns], frame)
 
 
+class OnGpu(Misbehaving):
+    """Needs the GPU for every frame, as a network does: where its context is broken, it labels nothing any more."""
+
+    def segment(self, frame: Frame) -> Any:
+        if torch.ones(3, device="cuda").sum().item() != 3:
+            raise RuntimeError("the GPU counts wrongly")
+        return super().segment(frame)
+
+
 class Words:
     """Calls every pixel by its first word."""
 
@@ -90,6 +100,10 @@ def misbehave(how: str, frame: Frame) -> Any:
         raise MemoryError("no 3 GB left")
     if how == "cuda memory":
         raise RuntimeError("CUDA out of memory. Tried to allocate 3 GiB")
+    if how == "really no cuda memory":
+        torch.empty(2**45, dtype=torch.uint8, device="cuda")
+    if how == "broken cuda context":  # by an assertion in a kernel
+        torch.zeros(3, device="cuda")[torch.tensor([5], device="cuda")].cpu()
     return {
         "size": lambda: Segmentation(semantic[:-1], instance[:-1]),
         "class": lambda: Segmentation(semantic + len(SPACE), instance),

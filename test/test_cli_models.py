@@ -78,6 +78,14 @@ def test_models_of_the_hub(tmp_path: Path, monkeypatch) -> None:
         run("models", "path", "us/other")
 
 
+@pytest.mark.parametrize("command", ["get", "path"])
+def test_a_pickle_is_refused_with_the_reason(tmp_path: Path, command: str) -> None:
+    file = tmp_path / "pytorch_model.bin"
+    file.touch()
+    with pytest.raises(ValueError, match=r"pytorch_model.bin: a pickle can run any code while it is loaded"):
+        run("models", command, str(file))
+
+
 def test_models_are_listed_for_people(upstream: Path) -> None:
     printed = run("models", "list").output
     assert all(name in printed for name in ("tiny", *HUB_MODELS))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_segmenters import Honest, Misbehaving, Waiting
+from fake_segmenters import Honest, Misbehaving, OnGpu, Waiting
 from small_room import FLOOR, ROOM_SPACE, SPACE, TABLE, PassOn, make_mapper, mapped, room_frames, wall_frame
 
 from panoptic_mapper.config import config_from_dict
@@ -152,11 +152,11 @@ def observation(frame: Frame) -> Observation:
 class Robot:
     """A mapping thread with a segmenter in a process of its own."""
 
-    def __init__(self, make: Callable[[], Segmenter], **background: Any) -> None:
+    def __init__(self, make: Callable[[], Segmenter], device: str = "cpu", **background: Any) -> None:
         settings = {"retry_s": 0.01, "queue": {"order": "oldest"}, **background}
         self.segmenter = BackgroundSegmenter(make, config_from_dict(BackgroundConfig, settings))
         self.poses = PoseBuffer()
-        mapper = make_mapper(segmenter=self.segmenter)
+        mapper = PanopticMapper(make_mapper().config, self.segmenter, device)
         self.worker = MappingWorker(mapper, FrameQueue(self.poses), WorkerConfig(idle_refine_steps=0))
         self.integrated: Queue[int] = Queue()
         self.labelled: Queue[int] = Queue()
@@ -189,8 +189,8 @@ class Robot:
 def start() -> Iterator[Callable[..., Robot]]:
     robots: list[Robot] = []
 
-    def start(make: Callable[[], Segmenter], **background: Any) -> Robot:
-        robots.append(Robot(make, **background))
+    def start(make: Callable[[], Segmenter], **settings: Any) -> Robot:
+        robots.append(Robot(make, **settings))
         return robots[-1]
 
     yield start
@@ -235,6 +235,24 @@ def test_whatever_the_model_does_the_map_is_built(start, how) -> None:
     assert robot.worker.num_integrated == 4
     assert robot.worker.last_error == ""
     assert robot.segmenter.status().given_up == {"failed": 1}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("how", "failures"), [("really no cuda memory", {"out_of_memory": 2}), ("broken cuda context", {"error": 3})]
+)
+def test_the_map_goes_on_on_the_gpu_on_which_the_model_fails(start, how, failures) -> None:
+    pytest.importorskip("gsplat", reason="the optional gsplat is not installed")
+    robot = start(partial(OnGpu, {2: how}, label_space=SPACE), device="cuda", timeout_s=TIMEOUT_S)
+    for frame in shifted_walls(4):
+        robot.see(frame)
+    # A broken context fails the next frame as well; then the process is replaced, and that frame labelled.
+    assert [robot.labelled.get(timeout=TIMEOUT_S) for _ in range(3)] == [1, 3, 4]
+    assert robot.ask(lambda m: [k.has_labels for k in m.keyframes.all]) == [True, False, True, True]
+    assert robot.segmenter.status().failures == failures
+    assert robot.worker.num_integrated == 4
+    assert robot.worker.last_error == ""
 
 
 def test_labels_that_the_mapper_refuses_are_told_and_the_thread_lives(start, caplog) -> None:

@@ -164,6 +164,28 @@ def test_random_weights_give_labels_that_fit(checkpoints, masker, precision) -> 
     )
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("masker", ["sam", "sam2"])
+def test_the_gpu_finds_nearly_the_same(checkpoints, masker) -> None:
+    here = loaded(checkpoints, masker, box_threshold=0.0)
+    boxes = here._detector.detect(frame().color, PHRASES, 0.0)
+    for precision, tolerance_px in (("fp32", 0.1), ("bf16", 2.0)):
+        there = loaded(checkpoints, masker, box_threshold=0.0, device="cuda", precision=precision)
+        found = there._detector.detect(frame().color, PHRASES, 0.0)
+        assert there._detector.model.device.type == "cuda"
+        assert len(found.boxes) == len(boxes.boxes)
+        # The proposals are the surest of all places: in random networks a few of them change with the last digits.
+        close = np.abs(found.boxes[:, None] - boxes.boxes[None]).max(-1).min(1) < tolerance_px
+        assert close.mean() > 0.5
+        if precision == "fp32":  # the sign of a random network's logits is a matter of the last digits
+            masks = there._masker.masks(frame().color, boxes.boxes[:20])
+            assert (masks == here._masker.masks(frame().color, boxes.boxes[:20])).mean() > 0.99
+        labels = there.segment(frame())
+        check_segmentation(labels, frame(), there.label_space)
+        assert (labels.semantic > 0).mean() > 0.05
+
+
 def test_phrases_are_cut_into_texts_that_the_detector_can_read(checkpoints) -> None:
     detector = loaded(checkpoints)._detector
     chunks = detector._chunks(PHRASES)
@@ -249,6 +271,12 @@ def test_what_cannot_be_loaded_is_told(checkpoints, tmp_path, monkeypatch) -> No
     ):
         with pytest.raises(ValueError, match=words):
             loaded(checkpoints, **changed)
+
+
+def test_a_wrong_word_is_told_before_models_are_looked_for() -> None:
+    words = ["grounded_sam.detector=/nowhere", "grounded_sam.things=[chair, Chair]"]
+    with pytest.raises(ValueError, match="vocabulary: 'chair' comes 2 times"):
+        create_segmenter(load_config(SegmenterConfig, None, ["name=grounded_sam", *words]))
 
 
 def test_pickled_weights_are_refused(checkpoints, tmp_path) -> None:

@@ -190,12 +190,41 @@ def test_level_wall_is_floor_and_upright_floor_is_wall():
     assert result.semantic[40, 160] != index("floor")
 
 
+def counter(gap_rows: int):
+    """A counter along the whole wall, its front 2.2 m ahead and 0.9 m high, called wall; its top gives no depth."""
+    depth, image = room()
+    depth[154:] = 2.2  # 0.3 m below the camera and 2.2 m ahead is row 119.5 + 250 * 0.3 / 2.2
+    depth[154 - gap_rows : 154] = 0
+    image[:] = mosaic("wall")
+    return depth, image
+
+
+@pytest.mark.parametrize("gap_rows", [8, 30])
+def test_what_ends_below_the_wall_behind_it_is_no_wall(gap_rows):
+    depth, image = counter(gap_rows)
+    result = merge(depth, image)
+    assert (result.semantic[160:230, 20:300] == 0).all()
+    assert (result.semantic[10:110, 20:300] == index("wall")).all()
+    image[154:200, 80:] = mosaic("cabinet")  # the network saw some of it
+    result = merge(depth, image)
+    assert (result.semantic[160:230, 20:300] == index("cabinet")).all()
+
+
+def test_a_wall_below_a_window_or_a_shelf_stays_wall():
+    for upper_m, lower_m in ((3.1, 3.1), (3.0, 2.7), (3.4, 2.7)):  # a pane in its recess; a board; one below a niche
+        depth, image = room()
+        image[:] = mosaic("wall")
+        depth[40:60], depth[60:80] = upper_m, lower_m
+        assert (merge(depth, image).semantic[95:150, 20:300] == index("wall")).all()
+
+
 def test_flat_picture_on_the_wall_stays():
     depth, image = room()
     image[40:90, 200:260] = mosaic("painting")
     result = merge(depth, image)
     assert (result.semantic[45:85, 205:255] == index("picture")).all()
     assert result.confidence[60, 230] == pytest.approx(0.55)
+    assert result.confidence[60, 100] == pytest.approx(0.6)
 
 
 def test_detector_separates_what_the_semantic_image_joins():
@@ -242,7 +271,8 @@ def part(rows, columns, name="chair", is_detected=False):
 
 def patches_of(labels):
     count = labels.max() + 1
-    return DepthPatches(labels, np.zeros(labels.shape, bool), np.zeros(count, bool), np.zeros(count), np.zeros(count))
+    no = np.zeros(count, bool)
+    return DepthPatches(labels, np.zeros(labels.shape, bool), no, np.zeros(count), np.zeros(count), no)
 
 
 def test_segments_take_the_outlines_of_the_patches_that_they_mostly_cover():
@@ -263,6 +293,28 @@ def test_a_detected_book_keeps_its_pixels_in_the_table_patch():
     snapped = {s.class_index: s.mask for s in snap_to_patches([book, table], patches_of(labels))}
     np.testing.assert_array_equal(snapped[index("book")], book.mask)
     np.testing.assert_array_equal(snapped[index("table")], (labels == 1) & ~book.mask)
+
+
+def test_a_detected_chair_in_the_patch_of_a_table_is_none():
+    labels = np.zeros((240, 320), np.int32)
+    labels[50:110, 100:160] = 1
+    table = part(slice(70, 110), slice(100, 160), "table")
+    magazine = part(slice(60, 70), slice(110, 120), "chair", is_detected=True)
+    (snapped,) = snap_to_patches([magazine, table], patches_of(labels))
+    np.testing.assert_array_equal(snapped.mask, labels == 1)
+    # Where it is seen beside the table as well, it keeps what is there.
+    beside = part(slice(40, 60), slice(110, 120), "chair", is_detected=True)
+    chair, _ = snap_to_patches([beside, table], patches_of(labels))
+    np.testing.assert_array_equal(chair.mask, beside.mask & (labels == 0))
+
+
+def test_a_segment_that_keeps_little_of_itself_is_dropped():
+    labels = np.zeros((240, 320), np.int32)
+    labels[50:110, 100:160] = 1
+    table = part(slice(70, 110), slice(100, 160), "table")
+    for rows_beside, is_kept in ((4, False), (5, True)):  # of 10 + these; three of ten must be left
+        spill = part(slice(50 - rows_beside, 60), slice(110, 120), "cabinet")
+        assert len(snap_to_patches([spill, table], patches_of(labels))) == 1 + is_kept
 
 
 def test_half_a_patch_outside_every_patch_or_without_segments_changes_nothing():

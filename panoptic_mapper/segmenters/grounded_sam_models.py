@@ -14,6 +14,7 @@ from torch import Tensor
 from panoptic_mapper.hub_models import find_checkpoint
 from panoptic_mapper.model_files import check_weights
 from panoptic_mapper.segmenters.grounded_sam import Boxes, GroundedSamConfig, GroundedSamSegmenter
+from panoptic_mapper.vocabulary import label_space_of_words
 
 MASK_BATCH = 16  # boxes that are decoded at once: bounds the memory
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # with which SAM 2 was trained
@@ -31,6 +32,7 @@ def create_grounded_sam(config: GroundedSamConfig, min_area_px: int) -> Grounded
     Raises:
         ValueError: transformers is not installed, a model cannot be loaded or is of another kind, or a word is wrong.
     """
+    label_space_of_words(config.things, config.stuff)  # a wrong word is told before models are fetched for minutes
     device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     precision = config.precision if config.precision != "auto" else "bf16" if device == "cuda" else "fp32"
     detector = _loaded(config.detector, config.offline, DETECTORS)

@@ -46,8 +46,8 @@ class HuggingfaceConfig(Config):
         "numbers that the network computes with; auto = float16 on cuda, float32 on the CPU",
         choices=("auto", "float32", "float16", "bfloat16"),
     )
-    compile: bool = param(False, "torch.compile the network: a minute at the start, faster after it")
-    warm_up: bool = param(True, "run the network on an empty image at the start (on cuda)")
+    compile: bool = param(False, "torch.compile the network: minutes at the start, faster after it")
+    warm_up: bool = param(True, "run the network on an empty image at the start (on cuda, and where it is compiled)")
     min_score: float = param(0.5, "least score of a segment's class", ge=0.0, le=1.0)
     min_visible_share: float = param(0.8, "a segment that keeps less of its mask than this is dropped", ge=0.0, le=1.0)
 
@@ -75,7 +75,7 @@ class HuggingfaceSegmenter:
         if checkpoint.family == "oneformer":
             self._extra_inputs["task_inputs"] = panoptic_task(checkpoint.folder).to(self._device)
         self._model: Any = torch.compile(model, dynamic=False) if config.compile else model
-        if config.compile or (config.warm_up and self._device.type == "cuda"):
+        if config.warm_up and (config.compile or self._device.type == "cuda"):
             self._warm_up()
 
     def segment(self, frame: Frame) -> Segmentation:

@@ -15,6 +15,7 @@ from panoptic_mapper.model_files import refuse_pickle
 from panoptic_mapper.model_store import cache_folder
 
 INSTALL_HINT = "pip install onnxruntime (on an NVIDIA GPU: onnxruntime-gpu)"
+EXPORT_HINT = "only ONNX files are read; export it where you trust it: yolo export model=FILE format=onnx"
 PADDING_GRAY = 114  # around letterboxed images, as YOLO networks are trained
 DEFAULT_SIZE_PX = 640  # of inputs whose size is free
 IMAGENET_MEAN = np.array((0.485, 0.456, 0.406), np.float32)
@@ -47,7 +48,7 @@ class OnnxNetwork:
 
     def __init__(self, file: str, provider: Provider) -> None:
         self.file = Path(file).expanduser()
-        refuse_pickle(self.file)
+        refuse_pickle(self.file, EXPORT_HINT)
         if not self.file.is_file():
             raise ValueError(f"{self.file}: no such ONNX file")
         try:

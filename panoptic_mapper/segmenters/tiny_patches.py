@@ -1,7 +1,8 @@
 """Depth patches for the `tiny` segmenter: smooth surfaces, how they lie, and what the semantic network can have seen.
 
 The semantic network sees colour only, and calls a pale chair wall and a dark floor cabinet. A patch that stands before
-its surroundings is no wall, and a level one neither; within a patch, the majority is right more often than the pixel.
+its surroundings is no wall, nor is a level one, nor one above which the room goes on behind it; within a patch, the
+majority is right more often than the pixel.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ UPRIGHT_SIN = np.sin(np.radians(20))
 FLOOR_BAND_M = 0.12
 MIN_FLOOR_SHARE = 0.01  # of the image
 OCCLUDER_SHARE = 0.4  # of a patch's outline that stands before something: no wall, floor or ceiling
+UPPER_EDGE_PX = range(3, 46, 3)  # how far above the upper edge of a patch other surfaces are looked for
+BEHIND_EDGE_M = 0.15  # such a surface counts as behind the patch's plane, or before it: more than a window's recess
 MINORITY = 0.1  # share that the class of such a patch must have instead
 STEP_RELATIVE, STEP_MIN = 0.15, 0.02  # inverse-depth step (relative, 1/m) that splits a thing in two
 
@@ -38,6 +41,7 @@ class DepthPatches:
     is_occluder: np.ndarray  # [P + 1] bool: stands before what is around it
     facing: np.ndarray  # [P + 1] int: LEVEL, UPRIGHT, DOWNWARD, or 0 where it is none of them
     heights: np.ndarray  # [P + 1] float, mean height along up from the map's origin, m
+    ends_below: np.ndarray  # [P + 1] bool: upright, and what is seen above its upper edge lies behind it
 
 
 def depth_patches(frame: Frame, up: np.ndarray | None) -> DepthPatches:
@@ -59,7 +63,8 @@ def depth_patches(frame: Frame, up: np.ndarray | None) -> DepthPatches:
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)
 
     is_split = full_size(is_split.astype(np.uint8)) > 0
-    return DepthPatches(full_size(labels), is_split, _occluders(labels, depth), facing, heights)
+    ends_below = _ends_below(labels, points, normals) & (facing == UPRIGHT)
+    return DepthPatches(full_size(labels), is_split, _occluders(labels, depth), facing, heights, ends_below)
 
 
 def _orientation(
@@ -99,6 +104,36 @@ def _occluders(labels: np.ndarray, depth: np.ndarray) -> np.ndarray:
     return result
 
 
+def _ends_below(
+    labels: np.ndarray,  # [H, W]
+    points: np.ndarray,  # [H, W, 3] m, camera frame; z = 0 where unknown
+    normals: np.ndarray,  # [H, W, 3] towards the camera
+) -> np.ndarray:
+    """Which patches [P + 1] have, above most of their upper edge, something behind their plane and nothing before it.
+
+    Fronts of counters and backs of sofas do. A wall goes on to the ceiling or out of the image, and what hangs on it or
+    stands before it is on the camera's side.
+    """
+    flat, count = labels.ravel(), labels.max() + 1
+    areas = np.maximum(np.bincount(flat, minlength=count), 1)[:, None]
+    centres = np.stack([np.bincount(flat, points[..., i].ravel(), count) for i in range(3)], -1) / areas  # [P + 1, 3]
+    facing = np.stack([np.bincount(flat, normals[..., i].ravel(), count) for i in range(3)], -1)
+    facing = facing / np.maximum(np.linalg.norm(facing, axis=-1, keepdims=True), 1e-9)
+    v, u = np.nonzero((labels[1:] > 0) & (labels[:-1] != labels[1:]))  # [K] pixels of upper edges
+    v += 1
+    patch = labels[v, u]
+    farthest, nearest = np.zeros(len(v)), np.zeros(len(v))  # distance from the plane, negative behind it, m
+    for reach in UPPER_EDGE_PX:
+        row = np.maximum(v - reach, 0)
+        is_other = (v >= reach) & (points[row, u, 2] > 0) & (labels[row, u] != patch)
+        distance = np.einsum("kc,kc->k", points[row, u] - centres[patch], facing[patch]) * is_other
+        farthest, nearest = np.minimum(farthest, distance), np.maximum(nearest, distance)
+    is_end = (farthest < -BEHIND_EDGE_M) & (nearest < BEHIND_EDGE_M)
+    result = np.bincount(patch, is_end, count) > 0.5 * np.maximum(np.bincount(patch, minlength=count), 1)
+    result[0] = False
+    return result
+
+
 def vote_by_patch(semantic: np.ndarray, patches: DepthPatches) -> np.ndarray:
     """Mends the semantic image [H, W] by patches.
 
@@ -133,7 +168,9 @@ def _floor_height(areas: np.ndarray, is_thing: np.ndarray, patches: DepthPatches
 def _possible(patches: DepthPatches, floor_m: float) -> np.ndarray:
     """Whether a patch can be of a class: [P + 1, C] bool, False only for wall, floor and ceiling."""
     possible = np.ones((len(patches.facing), len(TINY_LABEL_SPACE)), bool)
-    possible[:, WALL] = ~patches.is_occluder & ((patches.facing == 0) | (patches.facing == UPRIGHT))
+    possible[:, WALL] = (
+        ~patches.is_occluder & ~patches.ends_below & ((patches.facing == 0) | (patches.facing == UPRIGHT))
+    )
     possible[:, FLOOR] = ~patches.is_occluder & ((patches.facing == 0) | (patches.facing == LEVEL))
     possible[:, CEILING] = ~patches.is_occluder & ((patches.facing == 0) | (patches.facing == DOWNWARD))
     possible[(patches.facing == LEVEL) & (patches.heights > floor_m + 2 * FLOOR_BAND_M), FLOOR] = False
