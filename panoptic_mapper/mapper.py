@@ -382,13 +382,13 @@ class PanopticMapper:
         new = unexplained(keyframe.depth, surface, rendering, self.config.density)
         columns = grown_gaussians(keyframe, surface, new, self.config.density, self.config.gaussians.base)
         num_before = len(self.map.gaussians)
-        parts = seen[:0]
+        renewed = seen[:0]
         if self.config.density.refine_coarseness > 0:
-            parts = refine(self.map.gaussians, seen, keyframe, rendering, self.config.density)
+            renewed = refine(self.map.gaussians, seen, keyframe, rendering, self.config.density)
         self.map.gaussians.append(columns, keyframe.id)
         num_new = len(self.map.gaussians) - num_before
         seen = torch.cat([seen, torch.arange(num_before, num_before + num_new, device=seen.device)])
-        label_from(keyframe, new_ids, surface, self.map, seen, self.config.density, renewed=parts)
+        label_from(keyframe, new_ids, surface, self.map, seen, self.config.density, renewed=renewed)
         if keyframe.id % REFIT_EVERY == 0:
             refit_queries(self.map)
         return num_new, seen

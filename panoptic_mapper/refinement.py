@@ -28,11 +28,12 @@ ERROR_WINDOW_PX = 5  # over which the error of the colours is averaged
 def refine(
     gaussians: GaussianMap, ids: Tensor, keyframe: Keyframe, rendering: Rendering, config: DensityConfig
 ) -> Tensor:
-    """Replaces Gaussians by four each where a keyframe shows more than they can; returns the rows of all parts [4 n].
+    """Replaces Gaussians by four each where a keyframe shows more than they can.
 
     These Gaussians lie on the measured surface, are `refine_coarseness` times as large as a new one would be, and the
     colours around them are off by `refine_error`. Their parts lie on the surface too and have the keyframe's colours.
-    The first part of each takes its row, the others are appended, in that order; all keep its label.
+    The first part of each takes its row, the others are appended. All have its label, which many keyframes may have
+    confirmed, but where the keyframe's labels differ from part to part, none of them is to be trusted.
 
     Args:
         gaussians: of the map.
@@ -40,6 +41,9 @@ def refine(
         keyframe: the observation.
         rendering: the map as the keyframe sees it.
         config: thresholds.
+
+    Returns:
+        Rows [m] of the parts that are to be labelled anew.
     """
     means, log_scales = gaussians["means"][ids], gaussians["log_scales"][ids]
     measured = keyframe.depth * usable_depth(keyframe.depth, config)
@@ -53,14 +57,18 @@ def refine(
     is_on_surface = (depth - surface).abs() < tolerance(surface, config) * (surface > 0)
     chosen = (is_coarse & is_on_surface & (error_there > config.refine_error)).nonzero()[:, 0]
     rows, n = ids[chosen], len(chosen)
-    means, colors = _parts(means[chosen], middle[chosen].exp(), gaussians["colors"][rows], keyframe, measured, config)
+    means, colors, labels = _parts(
+        means[chosen], middle[chosen].exp(), gaussians["colors"][rows], keyframe, measured, config
+    )
     shrink = [SHRINK, SHRINK, 1.0 if gaussians.config.base == "surfel" else SHRINK]
     log_scales = log_scales[chosen] - to_device(torch.tensor(shrink).log(), means.device)
     changed = {"means": means, "colors": colors, "log_scales": log_scales.repeat(len(CORNERS), 1)}
     first_new = len(gaussians)
     gaussians.set_rows(rows, **{name: values[:n] for name, values in changed.items()})
     gaussians.duplicate(rows.repeat(len(CORNERS) - 1), {name: values[n:] for name, values in changed.items()})
-    return torch.cat([rows, torch.arange(first_new, len(gaussians), device=rows.device)])
+    parts = torch.cat([rows, torch.arange(first_new, len(gaussians), device=rows.device)]).reshape(len(CORNERS), n)
+    labels = labels.reshape(2, len(CORNERS), n)
+    return parts[:, (labels != labels[:, :1]).any(1).any(0)].flatten()
 
 
 def _parts(
@@ -70,15 +78,19 @@ def _parts(
     keyframe: Keyframe,
     measured: Tensor,  # [H, W] m
     config: DensityConfig,
-) -> tuple[Tensor, Tensor]:
-    """Centres [4 n, 3] and colours [4 n, 3] of parts: those of the surface at their pixel, where it is the same."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [4 n, 3] and colours [4 n, 3] of parts: those of the surface at their pixel, where it is the same.
+
+    Beside them what the keyframe's labels are there [2, 4 n]: class and mask.
+    """
     T_map_camera = to_device(torch.from_numpy(keyframe.T_map_camera).to(means.dtype), means.device)
     corners = to_device(torch.tensor(CORNERS, dtype=means.dtype), means.device) @ T_map_camera[:3, :2].T  # [4, 3]
     means = (means + SPREAD * sizes[:, None] * corners[:, None]).reshape(-1, 3)
-    images = torch.cat([measured[None], keyframe.color.permute(2, 0, 1) / 255])
+    labels = torch.stack([keyframe.semantic, keyframe.mask_index]).float()
+    images = torch.cat([measured[None], keyframe.color.permute(2, 0, 1) / 255, labels])
     depth, (surface, *there) = read_at_centers(means, keyframe, images)
     is_same = ((depth - surface).abs() < tolerance(surface, config) * (surface > 0))[:, None]
     center = T_map_camera[:3, 3]
     on_surface = center + (means - center) * (surface / depth)[:, None]
-    colors = torch.where(is_same, torch.stack(there, dim=1), colors.repeat(len(CORNERS), 1))
-    return torch.where(is_same, on_surface, means), colors
+    colors = torch.where(is_same, torch.stack(there[:3], dim=1), colors.repeat(len(CORNERS), 1))
+    return torch.where(is_same, on_surface, means), colors, torch.stack(there[3:])

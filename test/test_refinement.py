@@ -51,7 +51,7 @@ def test_a_coarse_gaussian_becomes_four_on_the_surface_with_the_colours_of_their
     semantics = gaussians["semantics"].clone()
     gaussians["log_scales"][0] = np.log(2 * NEW_SIZE)  # fine enough
     before = {name: gaussians[name][0].clone() for name in gaussians.widths}
-    assert refined(gaussians, keyframe).tolist() == [1, 2, 3, 4]
+    refined(gaussians, keyframe)
     assert len(gaussians) == 5
     assert all(torch.equal(gaussians[name][0], value) for name, value in before.items())
     means = gaussians["means"][1:]
@@ -81,13 +81,23 @@ def test_a_coarse_gaussian_becomes_four_on_the_surface_with_the_colours_of_their
 def test_others_stay_as_they_are(mean: tuple[float, float, float], error: float, changed: dict[str, float]) -> None:
     keyframe, gaussians = make_keyframe(), make_map([mean])
     before = {name: gaussians[name].clone() for name in gaussians.widths}
-    assert len(refined(gaussians, keyframe, error, replace(CONFIG, **changed))) == 0
+    refined(gaussians, keyframe, error, replace(CONFIG, **changed))
+    assert len(gaussians) == 1
     assert all(torch.equal(gaussians[name], value) for name, value in before.items())
 
 
 def test_without_depth_nothing_is_refined() -> None:
     gaussians = make_map([(0.0, 0.0, DEPTH_M)])
-    assert len(refined(gaussians, make_keyframe(np.zeros((30, 40), np.float32)))) == 0
+    refined(gaussians, make_keyframe(np.zeros((30, 40), np.float32)))
+    assert len(gaussians) == 1
+
+
+def test_parts_are_labelled_anew_where_their_labels_differ() -> None:
+    """The left half of the wall is a chair, the right half a table."""
+    at_the_border, within = (0.0, -0.1, DEPTH_M), (0.6, -0.1, DEPTH_M)
+    gaussians = make_map([within, at_the_border])
+    assert refined(gaussians, make_keyframe()).tolist() == [1, 3, 5, 7]
+    assert len(gaussians) == 8
 
 
 def test_parts_beyond_an_edge_keep_the_colour_and_stay_where_they_are() -> None:
@@ -95,12 +105,12 @@ def test_parts_beyond_an_edge_keep_the_colour_and_stay_where_they_are() -> None:
     u_edge = round(CAMERA.cx) + 1
     depth[:, u_edge:] = 3.0
     keyframe, gaussians = make_keyframe(depth), make_map([(0.0, 0.0, DEPTH_M)])
-    parts = refined(gaussians, keyframe)
-    right = gaussians["means"][parts, 0] > 0
+    refined(gaussians, keyframe)
+    right = gaussians["means"][:, 0] > 0
     assert right.sum() == 2
-    np.testing.assert_allclose(gaussians["colors"][parts[right]], 0.5)
-    np.testing.assert_allclose(gaussians["means"][parts[right], 2], DEPTH_M, atol=1e-5)
-    assert (gaussians["colors"][parts[~right]] != 0.5).all()
+    np.testing.assert_allclose(gaussians["colors"][right], 0.5)
+    np.testing.assert_allclose(gaussians["means"][right, 2], DEPTH_M, atol=1e-5)
+    assert (gaussians["colors"][~right] != 0.5).all()
 
 
 def test_a_surfel_stays_as_thin() -> None:
