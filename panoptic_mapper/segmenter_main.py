@@ -82,6 +82,7 @@ def _kind(error: Exception) -> str:
 
 
 def _free_memory() -> None:
+    """For the next try. Where the context of the GPU is broken this raises, and so ends the process: a new one helps."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

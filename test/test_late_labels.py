@@ -240,14 +240,14 @@ def test_whatever_the_model_does_the_map_is_built(start, how) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
-    ("how", "failures"), [("really no cuda memory", {"out_of_memory": 2}), ("broken cuda context", {"error": 3})]
+    ("how", "failures"), [("really no cuda memory", {"out_of_memory": 2}), ("broken cuda context", {"error": 1, "crash": 1})]
 )
 def test_the_map_goes_on_on_the_gpu_on_which_the_model_fails(start, how, failures) -> None:
     pytest.importorskip("gsplat", reason="the optional gsplat is not installed")
     robot = start(partial(OnGpu, {2: how}, label_space=SPACE), device="cuda", timeout_s=TIMEOUT_S)
     for frame in shifted_walls(4):
         robot.see(frame)
-    # A broken context fails the next frame as well; then the process is replaced, and that frame labelled.
+    # A process with a broken context ends, since nothing but a new one has another; both tries are spent then.
     assert [robot.labelled.get(timeout=TIMEOUT_S) for _ in range(3)] == [1, 3, 4]
     assert robot.ask(lambda m: [k.has_labels for k in m.keyframes.all]) == [True, False, True, True]
     assert robot.segmenter.status().failures == failures
