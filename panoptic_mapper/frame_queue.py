@@ -45,10 +45,11 @@ class Observation:
 
 @dataclass(frozen=True)
 class QueuedFrame:
-    """A complete frame and when it arrived."""
+    """A complete frame, and times by the queue's clock."""
 
     frame: Frame
-    arrival_s: float  # by the queue's clock
+    arrival_s: float  # of its images
+    ready_s: float  # when its pose was there too, and it began to wait for the mapper
     age_s: float  # as in `Observation`
 
 
@@ -190,7 +191,7 @@ class FrameQueue:
         except ValueError as error:
             self._drop("bad_frame", str(error))
             return False
-        self._ready.append(QueuedFrame(frame, arrival_s, observation.age_s))
+        self._ready.append(QueuedFrame(frame, arrival_s, self.clock(), observation.age_s))
         while len(self._ready) > self.config.capacity:
             self._ready.popleft()
             self._drop("queue_full", f"more than {self.config.capacity} frames wait for the mapper")

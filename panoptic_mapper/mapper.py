@@ -129,15 +129,20 @@ class PanopticMapper:
         self._extractor = extraction.create_extractor(self.device)
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._pace = FramePace(1e-3 * config.optimizer.frame_budget_ms)
+        self._has_stepped = False  # in the last frame's time
         self._frames_for_up: list[Frame] = []
 
-    def integrate(self, frame: Frame) -> IntegrationReport:
+    def integrate(self, frame: Frame, waited_s: float = 0.0) -> IntegrationReport:
         """Takes a frame into the map: segment, associate, grow, label, optimise, maintain.
+
+        Args:
+            frame: the next one.
+            waited_s: how long it has waited for the mapper, which is then to catch up (`optimizer.frame_budget_ms`).
 
         Raises:
             ValueError: the segmenter's labels do not fit the frame or the label space. The map is as before.
         """
-        deadline_s = self._pace.begin()
+        deadline_s = self._pace.begin(waited_s)
         try:
             return self._integrate(frame, deadline_s)
         finally:
@@ -231,22 +236,28 @@ class PanopticMapper:
             self._step(step)
 
     def _optimize(self, deadline_s: float) -> None:
-        """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`, and at least one."""
+        """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`.
+
+        One is taken in any case where the frame before had none: a camera that never rests must not starve the map.
+        """
         config = self.config.optimizer
         if config.frame_budget_ms == 0:
             self.refine(config.steps_per_keyframe)
         else:
-            self._refine_until(deadline_s, min_steps=1)
+            self._refine_until(deadline_s, min_steps=int(not self._has_stepped))
 
     def _refine_until(self, deadline_s: float, min_steps: int = 0) -> None:
         """Takes steps while there is time before `time.perf_counter()` is `deadline_s`, and waits for the last."""
         if len(self.keyframes) == 0 or self.config.optimizer.frame_budget_ms == 0:
             return
         self._budget.begin()
-        while min_steps > 0 or self._budget.has_time(deadline_s):
+        self._has_stepped = False
+        while min_steps > 0 or self._budget.has_time(self.optimizer.next_kind, deadline_s):
+            kind = self.optimizer.next_kind
             self._step(self.optimizer.num_steps)
-            self._budget.note_step()
+            self._budget.note_step(kind)
             min_steps -= 1
+            self._has_stepped = True
         self._budget.finish()
 
     def _step(self, turn: int) -> None:

@@ -45,7 +45,7 @@ class ReceivedFrames:
 
     def put(self, sent: SentFrame) -> None:
         frame = self._memory[sent.slot].read(sent.parcel)
-        self._waiting.append((sent.slot, QueuedFrame(frame, sent.arrival_s, sent.age_s)))
+        self._waiting.append((sent.slot, QueuedFrame(frame, sent.arrival_s, sent.ready_s, sent.age_s)))
         self.on_ready()
 
     def pop(self) -> QueuedFrame | None:

@@ -24,6 +24,7 @@ class SentFrame:
     slot: int
     parcel: Parcel
     arrival_s: float
+    ready_s: float
     age_s: float
 
 

@@ -203,7 +203,7 @@ class MappingProcess:
                     return
                 slot = self._free_frames.pop()
                 parcel = self._frame_memory[slot].write(queued.frame)
-                self._send(SentFrame(slot, parcel, queued.arrival_s, queued.age_s))
+                self._send(SentFrame(slot, parcel, queued.arrival_s, queued.ready_s, queued.age_s))
 
     def _send(self, message: SentFrame | Request) -> None:
         with self._sending, contextlib.suppress(OSError):  # who receives notices the end

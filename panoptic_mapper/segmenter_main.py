@@ -82,7 +82,7 @@ def _kind(error: Exception) -> str:
 
 
 def _free_memory() -> None:
-    """For the next try. Where the context of the GPU is broken this raises, and so ends the process: a new one helps."""
+    """For the next try. Where the GPU's context is broken this raises, and ends the process: a new one has another."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -109,7 +109,7 @@ class StageClock:
 class FramePace:
     """When each frame must be done so that all together keep their pace: who overruns takes from those that follow.
 
-    Time in which nothing was done pays debts, too.
+    Time in which nothing was done pays debts, too. How long a frame has waited before counts in the same way.
     """
 
     MAX_DEBT = 2.0  # of a frame's time: whoever falls further behind does not starve the map
@@ -119,10 +119,10 @@ class FramePace:
         self._debt_s = 0.0
         self._idle_since_s = self._deadline_s = clock()
 
-    def begin(self) -> float:
-        """The deadline, by the clock, of the frame that begins now."""
+    def begin(self, waited_s: float = 0.0) -> float:
+        """The deadline, by the clock, of the frame that begins now, after having waited for its turn."""
         now = self._clock()
-        self._owe(self._debt_s - (now - self._idle_since_s))
+        self._owe(max(waited_s, self._debt_s - (now - self._idle_since_s)))
         self._deadline_s = now + self._frame_s - self._debt_s
         return self._deadline_s
 
@@ -142,7 +142,7 @@ class FramePace:
 
 
 class StepBudget:
-    """Says whether there is time for another step before a deadline, from how long steps take on the device.
+    """Says whether there is time for another step before a deadline, from how long such steps take on the device.
 
     On a GPU the host runs ahead of the device by one step: it waits for the last but one, so that there is always work
     and a deadline means the device's time.
@@ -150,7 +150,7 @@ class StepBudget:
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
-        self._step_s = 0.0  # running mean
+        self._step_s: dict[str, float] = {}  # running means, by kind
         self._launched: deque[torch.cuda.Event] = deque()
         self._last_s = 0.0
 
@@ -159,7 +159,7 @@ class StepBudget:
         self.finish()
         self._last_s = time.perf_counter()
 
-    def note_step(self) -> None:
+    def note_step(self, kind: str) -> None:
         """Call after each step."""
         if self._is_cuda:
             event = torch.cuda.Event()
@@ -168,12 +168,13 @@ class StepBudget:
             if len(self._launched) > 1:
                 self._launched.popleft().synchronize()
         now = time.perf_counter()
-        self._step_s += 0.2 * (now - self._last_s - self._step_s) if self._step_s else now - self._last_s
-        self._last_s = now
+        took_s, self._last_s = now - self._last_s, now
+        mean_s = self._step_s.get(kind, took_s)
+        self._step_s[kind] = mean_s + 0.2 * (took_s - mean_s)
 
-    def has_time(self, deadline_s: float) -> bool:
+    def has_time(self, kind: str, deadline_s: float) -> bool:
         """Whether one more step will most likely end before `time.perf_counter()` is `deadline_s`."""
-        return time.perf_counter() + (1 + len(self._launched)) * self._step_s < deadline_s
+        return time.perf_counter() + (1 + len(self._launched)) * self._step_s.get(kind, 0.0) < deadline_s
 
     def finish(self) -> None:
         """Waits for the steps: the one wait of a frame."""

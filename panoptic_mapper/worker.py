@@ -41,7 +41,7 @@ class Mapper(Protocol):
 
     last_stamp_ns: int  # of the last frame that the map holds
 
-    def integrate(self, frame: Frame) -> Any: ...
+    def integrate(self, frame: Frame, waited_s: float) -> Any: ...
 
     def refine(self, num_steps: int) -> None: ...
 
@@ -220,7 +220,7 @@ class MappingWorker(Generic[MapperT]):
     def _integrate(self, queued: QueuedFrame) -> None:
         frame, reason, message = queued.frame, "", ""
         try:
-            report = self._mapper.integrate(frame)
+            report = self._mapper.integrate(frame, self.frames.clock() - queued.ready_s)
             latency_s = self.frames.clock() - queued.arrival_s
             self._take_stats()
         except ValueError as error:

@@ -38,7 +38,7 @@ class FakeMapper:
     def last_stamp_ns(self) -> int:
         return self.frames[-1].stamp_ns if self.frames else 0
 
-    def integrate(self, frame: Frame) -> str:
+    def integrate(self, frame: Frame, waited_s: float) -> str:
         self.frames.append(frame)
         return "integrated"
 

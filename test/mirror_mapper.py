@@ -22,7 +22,7 @@ class Mirror(FakeMapper):
         super().__init__()
         self.pipe = pipe
 
-    def integrate(self, frame: Frame) -> str:
+    def integrate(self, frame: Frame, waited_s: float) -> str:
         if frame.stamp_ns == REFUSED:
             raise ValueError("depth is empty")
         if frame.stamp_ns == FAILING:
@@ -31,7 +31,7 @@ class Mirror(FakeMapper):
             assert self.pipe is not None
             self.pipe.read_bytes()  # waits until it is opened for writing, and closed
         logger.info("frame %d", frame.stamp_ns)
-        return super().integrate(frame)
+        return super().integrate(frame, waited_s)
 
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
         frame = self.frames[-1]

@@ -89,7 +89,7 @@ def test_nothing_measured_gives_no_loss_of_depth() -> None:
     captured = CapturedLoss(LOSS, images(), NUM_DIFFERENTIABLE)
     given = list(images(seed=1))
     given[4].zero_()
-    _, report, *gradients = values_and_gradients(captured, tuple(given))
+    _, report, _, *gradients = values_and_gradients(captured, tuple(given))
     assert report[IMAGE_TERMS.index("depth")] == 0
     assert report[IMAGE_TERMS.index("opacity")] == 0
     assert (gradients[2] == 0).all()

@@ -114,7 +114,7 @@ def test_held_out_frames_are_measured_but_never_mapped(monkeypatch: pytest.Monke
     integrated: list[int] = []
     integrate = PanopticMapper.integrate
 
-    def spied_integrate(self: PanopticMapper, frame: Frame) -> Any:
+    def spied_integrate(self: PanopticMapper, frame: Frame, waited_s: float = 0.0) -> Any:
         integrated.append(frame.stamp_ns)
         return integrate(self, frame)
 

@@ -240,7 +240,8 @@ def test_whatever_the_model_does_the_map_is_built(start, how) -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize(
-    ("how", "failures"), [("really no cuda memory", {"out_of_memory": 2}), ("broken cuda context", {"error": 1, "crash": 1})]
+    ("how", "failures"),
+    [("really no cuda memory", {"out_of_memory": 2}), ("broken cuda context", {"error": 1, "crash": 1})],
 )
 def test_the_map_goes_on_on_the_gpu_on_which_the_model_fails(start, how, failures) -> None:
     pytest.importorskip("gsplat", reason="the optional gsplat is not installed")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from time import perf_counter
 
-from panoptic_mapper.timing import FramePace
+import pytest
+import torch
+
+from panoptic_mapper.timing import FramePace, StepBudget
 
 FRAME_S = 0.03
 
@@ -18,9 +21,9 @@ class Time:
     def __call__(self) -> float:
         return self.now_s
 
-    def frame(self, pace: FramePace, takes_s: float) -> float:
+    def frame(self, pace: FramePace, takes_s: float, waited_s: float = 0.0) -> float:
         """Does a frame; returns how much time it had."""
-        had_s = pace.begin() - self.now_s
+        had_s = pace.begin(waited_s) - self.now_s
         self.now_s += takes_s
         pace.end()
         return had_s
@@ -67,9 +70,31 @@ def test_other_work_is_no_idle_time(time: Time) -> None:
     assert time.frame(pace, 0.01) == pytest.approx(0.011)
 
 
+def test_what_a_frame_waited_is_no_longer_its_time(time: Time) -> None:
+    pace = FramePace(FRAME_S, time)
+    assert time.frame(pace, 0.02, waited_s=0.01) == pytest.approx(0.02)
+    assert time.frame(pace, 0.05) == pytest.approx(0.03)
+    # The frame before took 20 ms too much, for which this one waited: that counts once.
+    assert time.frame(pace, 0.01, waited_s=0.02) == pytest.approx(0.01)
+
+
 def test_debt_is_bounded(time: Time) -> None:
     pace = FramePace(FRAME_S, time)
     time.frame(pace, 5.0)
     assert time.frame(pace, 0.0) == pytest.approx(-FRAME_S)
     assert time.frame(pace, 0.0) == pytest.approx(0.0)
     assert time.frame(pace, 0.0) == pytest.approx(FRAME_S)
+
+
+def test_time_is_asked_for_steps_of_a_kind() -> None:
+    budget = StepBudget(torch.device("cpu"))
+    assert budget.has_time("labels", perf_counter() + 1e-3)  # nothing is known yet
+    for kind, takes_s in (("colors", 0.0), ("labels", 0.05)):
+        budget.begin()
+        deadline_s = perf_counter() + takes_s
+        while perf_counter() < deadline_s:
+            pass
+        budget.note_step(kind)
+    deadline_s = perf_counter() + 0.02
+    assert budget.has_time("colors", deadline_s)
+    assert not budget.has_time("labels", deadline_s)

@@ -25,7 +25,7 @@ class RecordingMapper:
         self.last_stamp_ns = 0
         self.threads: set[int] = set()
 
-    def integrate(self, frame):
+    def integrate(self, frame, waited_s):
         self.threads.add(threading.get_ident())
         if frame.stamp_ns in self.failures:
             raise self.failures[frame.stamp_ns]

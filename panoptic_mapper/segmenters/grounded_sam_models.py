@@ -88,7 +88,7 @@ class GroundingDino(_Model):
     def detect(self, color: np.ndarray, phrases: Sequence[str], threshold: float) -> Boxes:
         """Boxes whose likeliest phrase has at least that score, in px of the image [H, W, 3]."""
         height, width = color.shape[:2]
-        image = self.processor.image_processor(images=color, return_tensors="pt")
+        image = self.processor.image_processor(images=np.ascontiguousarray(color), return_tensors="pt")
         found = []
         for first, chunk in self._chunks(phrases):
             text, tokens = self._text(chunk)
@@ -167,7 +167,7 @@ class Sam(_Model):
     @torch.inference_mode()
     def masks(self, color: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """Masks [K, H, W] bool of boxes [K, 4] px in an image [H, W, 3]; the image is encoded once."""
-        inputs = self.processor(images=color, input_boxes=[boxes.tolist()], return_tensors="pt")
+        inputs = self.processor(images=np.ascontiguousarray(color), input_boxes=[boxes.tolist()], return_tensors="pt")
         with self.autocast():
             embeddings = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device))
         masks = [
