@@ -139,11 +139,6 @@ class MapOptimizer:
         limits = keyframe.depth_limits if self.config.skip_hidden else None
         return self.map.view(keyframe.camera, keyframe.T_map_camera, limits)
 
-    @property
-    def next_kind(self) -> str:
-        """What the next step optimises, a word by which to tell how long it will take."""
-        return "labels" if self._is_label_step() else "colors"
-
     def _is_label_step(self) -> bool:
         """Every `label_every`-th step; not always on the same of the three kinds of keyframes that take turns."""
         every = self.config.label_every

@@ -129,7 +129,6 @@ class PanopticMapper:
         self._extractor = extraction.create_extractor(self.device)
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._pace = FramePace(1e-3 * config.optimizer.frame_budget_ms)
-        self._has_stepped = False  # in the last frame's time
         self._frames_for_up: list[Frame] = []
 
     def integrate(self, frame: Frame, waited_s: float = 0.0) -> IntegrationReport:
@@ -236,28 +235,22 @@ class PanopticMapper:
             self._step(step)
 
     def _optimize(self, deadline_s: float) -> None:
-        """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`.
-
-        One is taken in any case where the frame before had none: a camera that never rests must not starve the map.
-        """
+        """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`, and at least one."""
         config = self.config.optimizer
         if config.frame_budget_ms == 0:
             self.refine(config.steps_per_keyframe)
         else:
-            self._refine_until(deadline_s, min_steps=int(not self._has_stepped))
+            self._refine_until(deadline_s, min_steps=1)
 
     def _refine_until(self, deadline_s: float, min_steps: int = 0) -> None:
         """Takes steps while there is time before `time.perf_counter()` is `deadline_s`, and waits for the last."""
         if len(self.keyframes) == 0 or self.config.optimizer.frame_budget_ms == 0:
             return
         self._budget.begin()
-        self._has_stepped = False
-        while min_steps > 0 or self._budget.has_time(self.optimizer.next_kind, deadline_s):
-            kind = self.optimizer.next_kind
+        while min_steps > 0 or self._budget.has_time(deadline_s):
             self._step(self.optimizer.num_steps)
-            self._budget.note_step(kind)
+            self._budget.note_step()
             min_steps -= 1
-            self._has_stepped = True
         self._budget.finish()
 
     def _step(self, turn: int) -> None:

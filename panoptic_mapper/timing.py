@@ -142,7 +142,7 @@ class FramePace:
 
 
 class StepBudget:
-    """Says whether there is time for another step before a deadline, from how long such steps take on the device.
+    """Says whether there is time for another step before a deadline, from how long steps take on the device.
 
     On a GPU the host runs ahead of the device by one step: it waits for the last but one, so that there is always work
     and a deadline means the device's time.
@@ -150,7 +150,7 @@ class StepBudget:
 
     def __init__(self, device: torch.device) -> None:
         self._is_cuda = device.type == "cuda"
-        self._step_s: dict[str, float] = {}  # running means, by kind
+        self._step_s = 0.0  # running mean
         self._launched: deque[torch.cuda.Event] = deque()
         self._last_s = 0.0
 
@@ -159,7 +159,7 @@ class StepBudget:
         self.finish()
         self._last_s = time.perf_counter()
 
-    def note_step(self, kind: str) -> None:
+    def note_step(self) -> None:
         """Call after each step."""
         if self._is_cuda:
             event = torch.cuda.Event()
@@ -168,13 +168,12 @@ class StepBudget:
             if len(self._launched) > 1:
                 self._launched.popleft().synchronize()
         now = time.perf_counter()
-        took_s, self._last_s = now - self._last_s, now
-        mean_s = self._step_s.get(kind, took_s)
-        self._step_s[kind] = mean_s + 0.2 * (took_s - mean_s)
+        self._step_s += 0.2 * (now - self._last_s - self._step_s) if self._step_s else now - self._last_s
+        self._last_s = now
 
-    def has_time(self, kind: str, deadline_s: float) -> bool:
+    def has_time(self, deadline_s: float) -> bool:
         """Whether one more step will most likely end before `time.perf_counter()` is `deadline_s`."""
-        return time.perf_counter() + (1 + len(self._launched)) * self._step_s.get(kind, 0.0) < deadline_s
+        return time.perf_counter() + (1 + len(self._launched)) * self._step_s < deadline_s
 
     def finish(self) -> None:
         """Waits for the steps: the one wait of a frame."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import pytest
-import torch
 
-from panoptic_mapper.timing import FramePace, StepBudget
+from panoptic_mapper.timing import FramePace
 
 FRAME_S = 0.03
 
@@ -84,17 +81,3 @@ def test_debt_is_bounded(time: Time) -> None:
     assert time.frame(pace, 0.0) == pytest.approx(-FRAME_S)
     assert time.frame(pace, 0.0) == pytest.approx(0.0)
     assert time.frame(pace, 0.0) == pytest.approx(FRAME_S)
-
-
-def test_time_is_asked_for_steps_of_a_kind() -> None:
-    budget = StepBudget(torch.device("cpu"))
-    assert budget.has_time("labels", perf_counter() + 1e-3)  # nothing is known yet
-    for kind, takes_s in (("colors", 0.0), ("labels", 0.05)):
-        budget.begin()
-        deadline_s = perf_counter() + takes_s
-        while perf_counter() < deadline_s:
-            pass
-        budget.note_step(kind)
-    deadline_s = perf_counter() + 0.02
-    assert budget.has_time("colors", deadline_s)
-    assert not budget.has_time("labels", deadline_s)
