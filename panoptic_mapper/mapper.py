@@ -57,8 +57,6 @@ logger = logging.getLogger(__name__)
 
 UP_AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
 CPU_WIDTH_PX = 320  # what two cores can hold
-REFIT_EVERY = 4  # keyframes, from the first on, after which objects are fitted to their Gaussians
-PRUNE_EVERY = 4  # keyframes after which Gaussians are removed
 FRAMES_FOR_UP = 5  # first keyframes from which an unknown up direction is estimated
 SNAP_TO_Z = 0.97  # cosine above which an estimated up direction is taken to be exactly z
 
@@ -393,7 +391,7 @@ class PanopticMapper:
         num_new = len(self.map.gaussians) - num_before
         seen = torch.cat([seen, torch.arange(num_before, num_before + num_new, device=seen.device)])
         label_from(keyframe, new_ids, surface, self.map, seen, self.config.density, renewed=renewed)
-        if keyframe.id % REFIT_EVERY == 0:
+        if keyframe.id % self.config.keyframes.maintain_every == 0:
             refit_queries(self.map)
         return num_new, seen
 
@@ -405,7 +403,7 @@ class PanopticMapper:
         """
         gaussians = self.map.gaussians
         count_free_space_hits(gaussians, seen, keyframe, self.config.density)
-        if (keyframe.id + 1) % PRUNE_EVERY != 0:
+        if (keyframe.id + 1) % self.config.keyframes.maintain_every != 0:
             return 0
         keep = survivors(gaussians, self.config.density)
         gaussians.keep(keep)
