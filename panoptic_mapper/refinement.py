@@ -57,8 +57,10 @@ def refine(
     is_on_surface = (depth - surface).abs() < tolerance(surface, config) * (surface > 0)
     chosen = (is_coarse & is_on_surface & (error_there > config.refine_error)).nonzero()[:, 0]
     rows, n = ids[chosen], len(chosen)
+    label_images = (keyframe.semantic.float(), keyframe.mask_index.float())
+    images = torch.stack([measured, *observed.unbind(2), *label_images])
     means, colors, labels = _parts(
-        means[chosen], middle[chosen].exp(), gaussians["colors"][rows], keyframe, measured, config
+        means[chosen], middle[chosen].exp(), gaussians["colors"][rows], keyframe, images, config
     )
     shrink = [SHRINK, SHRINK, 1.0 if gaussians.config.base == "surfel" else SHRINK]
     log_scales = log_scales[chosen] - to_device(torch.tensor(shrink).log(), means.device)
@@ -76,7 +78,7 @@ def _parts(
     sizes: Tensor,  # [n] m, standard deviations
     colors: Tensor,  # [n, 3]
     keyframe: Keyframe,
-    measured: Tensor,  # [H, W] m
+    images: Tensor,  # [6, H, W]: measured depth in m, RGB, class, mask
     config: DensityConfig,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Centres [4 n, 3] and colours [4 n, 3] of parts: those of the surface at their pixel, where it is the same.
@@ -86,8 +88,6 @@ def _parts(
     T_map_camera = to_device(torch.from_numpy(keyframe.T_map_camera).to(means.dtype), means.device)
     corners = to_device(torch.tensor(CORNERS, dtype=means.dtype), means.device) @ T_map_camera[:3, :2].T  # [4, 3]
     means = (means + SPREAD * sizes[:, None] * corners[:, None]).reshape(-1, 3)
-    labels = torch.stack([keyframe.semantic, keyframe.mask_index]).float()
-    images = torch.cat([measured[None], keyframe.color.permute(2, 0, 1) / 255, labels])
     depth, (surface, *there) = read_at_centers(means, keyframe, images)
     is_same = ((depth - surface).abs() < tolerance(surface, config) * (surface > 0))[:, None]
     center = T_map_camera[:3, 3]
