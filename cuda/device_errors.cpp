@@ -1,4 +1,4 @@
-// Turns what kernels have noted into exceptions; device_errors.cu holds the word itself.
+// Turns what kernels have noted into exceptions; device_errors_kernels.cu holds the word itself.
 
 #include "device_errors.h"
 

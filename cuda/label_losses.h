@@ -154,7 +154,7 @@ PM_DEVICE inline float v_panoptic_at(const LabelImages& im, const float* v, cons
   return v[2] * gradient / at_least_one(num_matched);
 }
 
-// CUDA kernels (label_losses.cu). `partials` is float [label_losses_blocks(pixels), num_sums].
+// CUDA kernels (label_losses_kernels.cu). `partials` is float [label_losses_blocks(pixels), num_sums].
 void launch_label_targets(const TargetImages& images, int64_t* panoptic, int64_t* semantic, float* weights, int device);
 int64_t label_losses_blocks(int64_t num_pixels);
 void launch_label_losses(const LabelImages& images, int64_t blocks, float* partials, float* sums, float* losses,

@@ -84,7 +84,7 @@ PM_DEVICE inline int64_t find_target(const WarpImages& w, const WarpCamera& c, i
   return is_same ? at_row * w.q_row + at_column * w.q_column : -1;
 }
 
-// CUDA kernels (label_warp.cu). `partials` is double [label_warp_blocks(pixels), 2].
+// CUDA kernels (label_warp_kernels.cu). `partials` is double [label_warp_blocks(pixels), 2].
 int64_t label_warp_blocks(int64_t num_pixels, int device);
 void launch_label_warp(const WarpImages& images, double* partials, float* loss, float* mass, int device);
 void launch_label_warp_backward(const WarpImages& images, const float* v_loss, const float* mass,

@@ -73,7 +73,7 @@ struct AttentionGradients {
   float *keys, *centers, *whitenings;
 };
 
-// CUDA kernels (local_cross_attention.cu). `sums` is float [attention_blocks(V), Q, kQuerySums].
+// CUDA kernels (local_cross_attention_kernels.cu). `sums` is float [attention_blocks(V), Q, kQuerySums].
 int64_t attention_blocks(int64_t V, int device);
 void launch_attention(const AttentionInputs& inputs, at::ScalarType storage, void* distribution, int device);
 void launch_attention_backward(const AttentionInputs& inputs, at::ScalarType storage, const void* v_distribution,

@@ -72,7 +72,7 @@ PM_DEVICE inline void adam_element(const AdamRows& a, int width, int64_t row, in
   a.values[row * width + d] -= a.rates[d] * first_hat / (sqrtf(second_hat) + a.epsilon);
 }
 
-// CUDA kernels (map_rows.cu).
+// CUDA kernels (map_rows_kernels.cu).
 void launch_gather_columns(const float* values, const int64_t* ids, int64_t num_rows, int64_t num_ids,
                            const Columns& columns, int device);
 void launch_adam_rows(const AdamRows& rows, const Columns& gradients, int device);

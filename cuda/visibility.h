@@ -108,7 +108,7 @@ PM_DEVICE inline bool holds(const float* ellipsoid, const float* point, float ch
   return distance < chi2;
 }
 
-// CUDA kernels (visibility.cu). `ellipsoids` is float [Q, kEllipsoidFloats], `meets` bool [Q].
+// CUDA kernels (visibility_kernels.cu). `ellipsoids` is float [Q, kEllipsoidFloats], `meets` bool [Q].
 void launch_frustum_mask(const Frustum& frustum, bool* mask, int device);
 void launch_holding_mask(const Ellipsoids& ellipsoids, float* prepared, bool* meets, bool* mask, int device);
 

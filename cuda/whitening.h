@@ -68,7 +68,7 @@ PM_DEVICE inline void whitening_matrix_backward(const float* quat, const float* 
   for (int i = 0; i < 4; ++i) v_quat[i] = (v[i] - unit[i] * along) / q.norm;
 }
 
-// CUDA kernels (whitening.cu); all contiguous.
+// CUDA kernels (whitening_kernels.cu); all contiguous.
 void launch_whitening_matrices(const float* quats, const float* log_scales, float* whitenings, int64_t Q, int device);
 void launch_whitening_matrices_backward(const float* v_whitenings, const float* quats, const float* log_scales,
                                         float* v_quats, float* v_log_scales, int64_t Q, int device);

@@ -115,6 +115,13 @@ def test_sources_are_relative_sorted_and_exist() -> None:
     assert all((REPO / source).is_file() for source in sources)
 
 
+def test_no_two_sources_have_one_name() -> None:
+    """setuptools names objects after their sources: a kernel would overwrite the C++ file of its name."""
+    names = [Path(source).stem for source in build.extension_sources(REPO, with_cuda=True)]
+    assert any(name.endswith("_kernels") for name in names)
+    assert len(set(names)) == len(names)
+
+
 def test_source_hash_follows_every_source(tmp_path: Path) -> None:
     (tmp_path / "a.cpp").write_text("int a;")
     (tmp_path / "b.inc").write_text("int b;")
