@@ -81,7 +81,7 @@ class MapServer:
             except BaseException:
                 mapper.restore_state(*before)
                 raise
-            self.worker.note_version()
+            self.worker.note_replacement()
             return mapper.stats(), len(mapper.objects())
 
         return self._run(task)
@@ -93,7 +93,7 @@ class MapServer:
             self.worker.reset_counters()
             if self._background is not None:
                 self._background.clear()
-            self.worker.note_version()
+            self.worker.note_replacement()
 
         self._run(task)
 

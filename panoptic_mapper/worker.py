@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 import threading
 from collections import deque
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # 5 ms are Python's default. Beside a thread of plain Python a snapshot took 2.6 s with that, and 0.4 s with this.
 SWITCH_INTERVAL_S = 5e-4  # s, for sys.setswitchinterval
 IDLE_AFTER_S = 0.01  # without a frame; the next one may be on its way from the node, and should not wait for a step
+STATS_EVERY_S = 0.25  # while frames come without a pause: a GPU is waited for to get them
 
 
 def tune_interpreter() -> None:
@@ -101,15 +103,17 @@ class MappingWorker(Generic[MapperT]):
         self.rate = RateMeter(clock=frames.clock)
         self.num_integrated = 0
         self.version = 0  # grows whenever the map may have changed
-        self.last_stamp_ns = mapper.last_stamp_ns  # as of the last frame or task, like `stats`
+        self.last_stamp_ns = mapper.last_stamp_ns  # as of the last frame or task
         self.last_error = ""
-        self.stats: MapStats = mapper.stats()
+        self.stats: MapStats = mapper.stats()  # likewise, or STATS_EVERY_S older
         self._mapper = mapper
         self._tasks: deque[tuple[Callable[[MapperT], Any], Future[Any]]] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._paused = False
         self._refine_steps_left = 0
+        self._stats_s = frames.clock()  # when they were taken
+        self._has_new_stats = False
         self._thread: threading.Thread | None = None
         frames.on_ready = self._wake.set
 
@@ -173,27 +177,28 @@ class MappingWorker(Generic[MapperT]):
         self.latency_ms.clear()
         self.stamp_latency_ms.clear()
 
-    def note_version(self) -> None:
-        """Says that the map has changed, so that it is published anew. Call it from a task."""
-        self.version += 1
-        self.on_version(self.version)
+    def note_replacement(self) -> None:
+        """Says that the map is another one, so that it is published anew. Call it from a task."""
+        self._stats_s = -math.inf
+        self._note_version()
 
     def note_change(self) -> None:
-        """The same, and that it can be refined while nothing comes."""
+        """Says that the map has changed, so that it is published anew, and refined while nothing comes."""
         self._refine_steps_left = self.config.max_idle_refine_steps
-        self.note_version()
+        self._note_version()
 
     def step(self) -> bool:
         """Does the next piece of work, a task before a frame before idle refinement; False where there is none."""
         return self._serve() or (not self._paused and self._refine())
 
     def _serve(self) -> bool:
-        """A task or a frame; False where none waits."""
+        """A task or a frame; where none waits, takes the statistics of the last ones, and returns False."""
         if self._tasks:
             self._run_task(*self._tasks.popleft())
             return True
         queued = None if self._paused else self.frames.pop()
         if queued is None:
+            self._take_stats()
             return False
         self._integrate(queued)
         return True
@@ -220,7 +225,7 @@ class MappingWorker(Generic[MapperT]):
         except BaseException as error:
             future.set_exception(error)
         else:
-            self._take_stats()
+            self._note_progress()
             future.set_result(result)
 
     def _integrate(self, queued: QueuedFrame) -> None:
@@ -228,7 +233,7 @@ class MappingWorker(Generic[MapperT]):
         try:
             report = self._mapper.integrate(frame, self.frames.clock() - queued.ready_s)
             latency_s = self.frames.clock() - queued.arrival_s
-            self._take_stats()
+            self._note_progress()
         except ValueError as error:
             reason, message = "bad_frame", str(error)
             self.last_error = message
@@ -255,11 +260,25 @@ class MappingWorker(Generic[MapperT]):
         except Exception as error:
             self._refine_steps_left = 0  # try again after the next frame, not in a tight loop
             self._note_error(f"refining the map failed: {error}")
-        self.note_version()
+        self._note_version()
         return True
 
+    def _note_version(self) -> None:
+        self.version += 1
+        self.on_version(self.version)
+
+    def _note_progress(self) -> None:
+        self.last_stamp_ns, self._has_new_stats = self._mapper.last_stamp_ns, True
+        if self.frames.clock() - self._stats_s > STATS_EVERY_S:
+            self._take_stats()
+
     def _take_stats(self) -> None:
-        self.stats, self.last_stamp_ns = self._mapper.stats(), self._mapper.last_stamp_ns
+        if self._has_new_stats:
+            self._has_new_stats, self._stats_s = False, self.frames.clock()
+            try:
+                self.stats = self._mapper.stats()
+            except Exception:
+                self._note_error("the mapper cannot say how it is")
 
     def _note_error(self, message: str) -> None:
         self.last_error = message

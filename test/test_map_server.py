@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -118,8 +119,11 @@ def test_a_model_beside_the_mapper_is_told_of_reset_and_ended_at_once(tmp_path) 
         poses.add(stamp_ns, np.eye(4))
         server.worker.frames.put(Observation(stamp_ns, "camera", frame.color, frame.depth, frame.camera, frame.labels))
         assert integrated.acquire(timeout=TIMEOUT_S)
-    status = server.status()
-    assert (status.labels.state, status.stats.num_keyframes) == ("running", 3)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (status := server.status()).stats.num_keyframes != 3:  # statistics come when no frame waits any more
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert status.labels.state == "running"
     assert status.labels.num_waiting >= 2  # the model is at the first
     server.reset()
     status = server.status()

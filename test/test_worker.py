@@ -9,7 +9,7 @@ from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.frame_queue import FrameQueue, Observation
 from panoptic_mapper.snapshot import MapStats
 from panoptic_mapper.timing import RateMeter, RollingPercentiles
-from panoptic_mapper.worker import MappingWorker, WorkerConfig
+from panoptic_mapper.worker import STATS_EVERY_S, MappingWorker, WorkerConfig
 
 CAMERA = PinholeCamera(8.0, 8.0, 7.5, 3.5, 16, 8)
 TIMEOUT_S = 10.0  # of waits that end at once unless something is broken
@@ -110,7 +110,30 @@ def test_a_frame_is_done_with_even_if_the_mapper_cannot_say_how_it_is():
     mapper.stats = lambda: 1 / 0
     worker.frames.put(observation(10))
     run_until_idle(worker)
-    assert (worker.frames.num_queued, worker.frames.drops) == (0, {"error": 1})
+    assert (worker.frames.num_queued, worker.frames.drops) == (0, {})
+    assert worker.last_error == "the mapper cannot say how it is"
+
+
+def test_statistics_are_taken_while_frames_come_without_a_pause_but_not_of_each():
+    clock, mapper = ManualClock(), RecordingMapper()
+    worker, taken = make_worker(mapper, clock), []
+    stats = mapper.stats
+    mapper.stats = lambda: taken.append(len(mapper.stamps)) or stats()
+    for stamp_ns in range(1, 8):
+        worker.frames.put(observation(stamp_ns))
+    for _ in range(7):
+        worker.step()
+        clock.now_s += STATS_EVERY_S / 2
+    assert taken == [4, 7]
+    worker.submit(lambda m: None)
+    assert worker.step()
+    assert taken == [4, 7]
+    worker.submit(lambda m: worker.note_replacement())
+    assert worker.step()
+    assert taken == [4, 7, 7]
+    worker.frames.put(observation(10))
+    run_until_idle(worker)
+    assert taken == [4, 7, 7, 8]
 
 
 def test_latency_counts_waiting_and_age():
