@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.surfels import disc_shapes
 from panoptic_mapper.transfers import to_device
+
+ImageT = TypeVar("ImageT", Tensor, np.ndarray)
 
 FILL_LEVELS = 6  # holes in the depth of up to about 2^5 pixels from their border are filled
 COARSER_WEIGHT = 1e-6  # of each level of that pyramid beside the next finer one: what float32 rounds off
@@ -54,12 +57,12 @@ def tolerance(depth: Tensor, config: DensityConfig) -> Tensor:
     return (config.depth_tolerance * depth).clamp_min(config.depth_tolerance_m)
 
 
-def usable_depth(depth: Tensor, config: DensityConfig) -> Tensor:
+def usable_depth(depth: ImageT, config: DensityConfig) -> ImageT:
     """Where a depth image [H, W] holds a measurement that the map uses: bool [H, W]."""
     return (depth > config.min_depth_m) & (depth < config.max_depth_m)
 
 
-def unobstructed(depth: Tensor, config: DensityConfig) -> Tensor:
+def unobstructed(depth: ImageT, config: DensityConfig) -> ImageT:
     """Where a depth image [H, W] does not show something right before the lens: bool [H, W]; no depth passes."""
     return (depth <= 0) | (depth > config.min_depth_m)
 

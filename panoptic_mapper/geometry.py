@@ -12,6 +12,7 @@ from torch import Tensor
 from panoptic_mapper.frame import Frame, PinholeCamera
 
 MIN_NORMALS_FOR_UP = 100
+WIDTH_FOR_UP = 80  # px, about: five images of it have normals enough
 
 
 def backproject(depth: Tensor, camera: PinholeCamera) -> Tensor:
@@ -137,15 +138,17 @@ def estimate_up(frames: list[Frame], max_tilt_deg: float = 50.0) -> np.ndarray:
     """
     normals, camera_ups = [], []
     for frame in frames:
+        step = max(1, frame.camera.width // WIDTH_FOR_UP)
+        frame = frame.resized(frame.camera.width // step, frame.camera.height // step)
         n, valid = surface_normals(backproject(torch.from_numpy(frame.depth), frame.camera))
-        normals.append(n[valid][::7].double().numpy() @ frame.T_map_camera[:3, :3].T)
+        normals.append(n[valid].double().numpy() @ frame.T_map_camera[:3, :3].T)
         camera_ups.append(-frame.T_map_camera[:3, 1])
     up = _unit(np.mean(camera_ups, axis=0))
     candidates = np.concatenate(normals)
     candidates = candidates[candidates @ up > np.cos(np.radians(max_tilt_deg))]
     if len(candidates) < MIN_NORMALS_FOR_UP:
         raise ValueError(f"up direction: only {len(candidates)} surface normals face up; give it in the configuration")
-    sample = candidates[:: max(1, len(candidates) // 1500)]
+    sample = candidates[:: max(1, len(candidates) // 700)]
     up = sample[((sample @ sample.T) > np.cos(np.radians(8))).sum(1).argmax()]  # the most crowded direction
     for width_deg in (8, 5, 3):
         near = candidates[candidates @ up > np.cos(np.radians(width_deg))]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.covisibility import CovisibilityGraph
+from panoptic_mapper.distinct_values import DistinctValues
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
@@ -233,25 +234,17 @@ def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dic
 
 def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
     """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
-    semantic, instance = segmentation.semantic, segmentation.instance
-    num_classes, num_ids = int(semantic.max(initial=0)) + 1, int(instance.max(initial=0)) + 1
-    if num_ids > instance.size:  # a table of all possible ids would be larger than the image
-        present, instance = np.unique(np.append(instance.ravel(), 0), return_inverse=True)
-        instance, num_ids = instance[:-1].reshape(semantic.shape), len(present)
-    keys = np.multiply(instance, num_classes, dtype=np.int64).ravel()
-    keys += semantic.ravel()
-    votes = np.bincount(keys, minlength=num_ids * num_classes).reshape(num_ids, num_classes)
-    votes[0] += votes[1:].sum(0) * (np.arange(num_classes) == 0)  # what is unlabeled is in no mask
-    votes[1:, 0] = 0
-    area = votes.sum(1)
-    is_present = area > 0
-    is_present[0] = True
-    numbers = np.repeat((np.cumsum(is_present) - 1).astype(np.int32)[:, None], num_classes, axis=1)
-    numbers[:, 0] = 0
-    index = numbers.ravel().take(keys).reshape(semantic.shape)
-    votes, area = votes[is_present], area[is_present]
+    pairs = DistinctValues.of(segmentation.instance.astype(np.int64) << 32 | segmentation.semantic)
+    ids, classes, px = pairs.values >> 32, pairs.values & 0xFFFFFFFF, pairs.counts
+    in_mask = np.flatnonzero((ids > 0) & (classes > 0))
+    present, mask = np.unique(ids[in_mask], return_inverse=True)
+    numbers = np.zeros(len(ids), np.int32)
+    numbers[in_mask] = mask + 1
+    votes = np.zeros((len(present) + 1, int(classes.max(initial=0)) + 1), np.int64)
+    votes[numbers[in_mask], classes[in_mask]] = px[in_mask]
+    area = np.bincount(numbers, px, len(votes)).astype(np.int64)
     scores = np.ones(len(area))
     if segmentation.confidence is not None:
-        total = np.bincount(index.ravel(), segmentation.confidence.ravel(), minlength=len(area))
-        scores = total / np.maximum(area, 1)
-    return index, votes.argmax(1).tolist(), scores.tolist(), area.tolist()
+        sums = np.add.reduceat(segmentation.confidence.ravel(), pairs.run_starts, dtype=np.float64)
+        scores = np.bincount(numbers[pairs.of_run], sums, len(area)) / np.maximum(area, 1)
+    return pairs.replaced_by(numbers), votes.argmax(1).tolist(), scores.tolist(), area.tolist()

@@ -319,12 +319,12 @@ class PanopticMapper:
 
     def _is_keyframe(self, frame: Frame) -> bool:
         """Whether a frame has depth to map, and the camera has moved on or sees enough that no keyframe has seen."""
-        usable = usable_depth(torch.from_numpy(frame.depth), self.config.density)
-        if float(usable.float().mean()) < self.config.density.min_usable_share:
+        usable = usable_depth(frame.depth, self.config.density)
+        if np.count_nonzero(usable) < self.config.density.min_usable_share * usable.size:
             return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
-        return self.keyframes.shows_enough_new(frame.depth * usable.numpy(), frame.camera, frame.T_map_camera)
+        return self.keyframes.shows_enough_new(frame.depth * usable, frame.camera, frame.T_map_camera)
 
     def _segment(self, frame: Frame) -> Segmentation | None:
         """The 2D labels at mapping size, where there are some and they come at once."""
@@ -347,9 +347,8 @@ class PanopticMapper:
     def _usable_labels(self, segmentation: Segmentation, depth: np.ndarray) -> Segmentation:
         """Labels at the size of `depth` [H, W]: none for what is right before the lens, and no instances of stuff."""
         segmentation = segmentation.resized(*depth.shape[::-1])
-        clear = unobstructed(torch.from_numpy(depth), self.config.density).numpy()
-        semantic = segmentation.semantic * clear
-        instance = segmentation.instance * self.label_space.is_thing[semantic]
+        semantic = segmentation.semantic * unobstructed(depth, self.config.density)
+        instance = segmentation.instance * self.label_space.is_thing.take(semantic)
         return Segmentation(semantic, instance, segmentation.confidence)
 
     @torch.no_grad()

@@ -166,7 +166,7 @@ def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfi
     images = keyframe.images_on_host()
     is_asked = np.zeros(len(keyframe.mask_ids), bool)
     is_asked[masks] = True
-    usable = usable_depth(torch.from_numpy(images.depth), density).numpy()
+    usable = usable_depth(images.depth, density)
     v, u = np.nonzero(is_asked[images.mask_index] & usable)
     order = np.argsort(images.mask_index[v, u], kind="stable")
     v, u = v[order], u[order]

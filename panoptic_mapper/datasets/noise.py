@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from panoptic_mapper.config import Config, param
+from panoptic_mapper.distinct_values import DistinctValues
 from panoptic_mapper.frame import Segmentation
 from panoptic_mapper.label_space import UNLABELED, LabelSpace
 
@@ -57,7 +58,8 @@ def corrupt(
         rng: the caller derives it from a seed and the frame, `np.random.default_rng([seed, frame.stamp_ns])`, so that a
             frame gets the same labels whatever was looked at before.
     """
-    noisy = replace(segmentation, instance=_numbered_by_place(segmentation.instance))
+    semantic = segmentation.semantic.astype(np.int32, copy=False)
+    noisy = Segmentation(semantic, _numbered_by_place(segmentation.instance), segmentation.confidence)
     noisy = _jitter_borders(noisy, config.jitter_px, rng)
     noisy = _merge(noisy, config.merge, rng)
     noisy = _split(noisy, config.split, rng)
@@ -88,8 +90,10 @@ def _jitter_borders(segmentation: Segmentation, jitter_px: float, rng: np.random
 
 def _merge(segmentation: Segmentation, share: float, rng: np.random.Generator) -> Segmentation:
     """Joins instances with an adjacent one; both then have the class of the larger."""
+    if share == 0:
+        return segmentation
     ids, sizes = _instances(segmentation.instance)
-    if share == 0 or len(ids) < 2:
+    if len(ids) < 2:
         return segmentation
     semantic, instance = segmentation.semantic.copy(), segmentation.instance.copy()
     size_of = dict(zip(ids.tolist(), sizes.tolist(), strict=True))
@@ -110,8 +114,10 @@ def _merge(segmentation: Segmentation, share: float, rng: np.random.Generator) -
 
 def _split(segmentation: Segmentation, share: float, rng: np.random.Generator) -> Segmentation:
     """Cuts instances in two along a line of random direction through their median."""
+    if share == 0:
+        return segmentation
     ids, _ = _instances(segmentation.instance)
-    if share == 0 or not len(ids):
+    if len(ids) == 0:
         return segmentation
     instance = segmentation.instance.copy()
     new_id = int(ids.max()) + 1
@@ -132,9 +138,9 @@ def _flip(
     """Gives instances another thing class; also returns the mask [H, W] of the pixels concerned."""
     is_flipped = np.zeros(segmentation.semantic.shape, dtype=bool)
     things = np.flatnonzero(label_space.is_thing)
-    ids, _ = _instances(segmentation.instance)
     if share == 0 or len(things) < 2:
         return segmentation, is_flipped
+    ids, _ = _instances(segmentation.instance)
     semantic = segmentation.semantic.copy()
     for flipped in ids[rng.random(len(ids)) < share]:
         mask = segmentation.instance == flipped
@@ -146,8 +152,10 @@ def _flip(
 
 def _drop(segmentation: Segmentation, share: float, rng: np.random.Generator) -> Segmentation:
     """Misses instances. Their pixels are unlabeled: that nothing is said about them is not the same as background."""
+    if share == 0:
+        return segmentation
     ids, _ = _instances(segmentation.instance)
-    if share == 0 or not len(ids):
+    if len(ids) == 0:
         return segmentation
     is_dropped = np.isin(segmentation.instance, ids[rng.random(len(ids)) < share])
     semantic = np.where(is_dropped, UNLABELED, segmentation.semantic).astype(np.int32)
@@ -164,12 +172,11 @@ def _noisy_confidence(
     """One confidence per instance and stuff class, lower on average where the class is wrong, 0 where unlabeled."""
     if sigma == 0:
         return segmentation
-    packed = segmentation.semantic.astype(np.int64) << 32 | segmentation.instance
-    segments, first, inverse = np.unique(packed, return_index=True, return_inverse=True)
-    mean = np.where(is_flipped.reshape(-1)[first], DOUBTFUL, CONFIDENT)
-    score = np.clip(mean + sigma * rng.standard_normal(len(segments)), 0.05, 1)
-    score = np.where(segments >> 32 == UNLABELED, 0, score).astype(np.float32)
-    confidence = score[inverse].reshape(packed.shape)
+    segments = DistinctValues.of(segmentation.semantic.astype(np.int64) << 32 | segmentation.instance)
+    mean = np.where(is_flipped.reshape(-1)[segments.first_pixels], DOUBTFUL, CONFIDENT)
+    score = np.clip(mean + sigma * rng.standard_normal(len(segments.values)), 0.05, 1)
+    score = np.where(segments.values >> 32 == UNLABELED, 0, score).astype(np.float32)
+    confidence = segments.replaced_by(score)
     if segmentation.confidence is not None:
         confidence = confidence * segmentation.confidence
     return replace(segmentation, confidence=confidence.astype(np.float32))
@@ -177,26 +184,27 @@ def _noisy_confidence(
 
 def _permuted(instance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Ids 1..K in an order that has nothing to do with the ids before."""
-    ids, inverse = np.unique(instance, return_inverse=True)
-    new_ids = np.zeros(len(ids), dtype=np.int32)
-    is_instance = ids > 0
+    distinct = DistinctValues.of(instance)
+    new_ids = np.zeros(len(distinct.values), dtype=np.int32)
+    is_instance = distinct.values > 0
     new_ids[is_instance] = 1 + rng.permutation(int(is_instance.sum()))
-    return new_ids[inverse].reshape(instance.shape)
+    return distinct.replaced_by(new_ids)
 
 
 def _numbered_by_place(instance: np.ndarray) -> np.ndarray:
     """Ids 1..K in the order of each instance's first pixel, whatever the ids were."""
-    ids, first, inverse = np.unique(instance, return_index=True, return_inverse=True)
-    order = np.argsort(np.where(ids > 0, first, -1))  # 0, where it is there, stays in front
-    rank = np.empty(len(ids), dtype=np.int32)
-    rank[order] = np.arange(len(ids)) + (0 if ids[0] == 0 else 1)
-    return rank[inverse].reshape(instance.shape)
+    distinct = DistinctValues.of(instance)
+    is_instance = np.flatnonzero(distinct.values > 0)
+    new_ids = np.zeros(len(distinct.values), dtype=np.int32)
+    new_ids[is_instance[np.argsort(distinct.first_pixels[is_instance])]] = 1 + np.arange(len(is_instance))
+    return distinct.replaced_by(new_ids)
 
 
 def _instances(instance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ids of the instances, ascending, and their sizes in pixels."""
-    ids, sizes = np.unique(instance[instance > 0], return_counts=True)
-    return ids, sizes
+    distinct = DistinctValues.of(instance)
+    is_instance = distinct.values > 0
+    return distinct.values[is_instance], distinct.counts[is_instance]
 
 
 def _adjacency(instance: np.ndarray) -> dict[int, set[int]]:

@@ -30,14 +30,4 @@ class DatasetSegmenter:
         if frame.labels is None:
             raise ValueError(f"frame at {frame.stamp_ns} ns has no labels; the 'dataset' segmenter needs them")
         rng = np.random.default_rng((self._seed, frame.stamp_ns))
-        return corrupt(without_identity(frame.labels), self.label_space, self._noise, rng)
-
-
-def without_identity(labels: Segmentation) -> Segmentation:
-    """Renumbers the instances 1..K by their first pixel in reading order, which forgets the ids they had."""
-    ids, first_pixels, inverse = np.unique(labels.instance, return_index=True, return_inverse=True)
-    is_instance = np.flatnonzero(ids > 0)
-    new_ids = np.zeros(len(ids), dtype=np.int32)
-    new_ids[is_instance[np.argsort(first_pixels[is_instance])]] = 1 + np.arange(len(is_instance))
-    instance = new_ids[inverse].reshape(labels.instance.shape)
-    return Segmentation(labels.semantic.astype(np.int32), instance, labels.confidence)
+        return corrupt(frame.labels, self.label_space, self._noise, rng)

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 
+from panoptic_mapper.distinct_values import DistinctValues
 from panoptic_mapper.frame import Frame, Segmentation
 from panoptic_mapper.label_space import UNLABELED, LabelSpace
 
@@ -36,18 +37,14 @@ class TopicSegmenter:
             raise ValueError(f"label image: expected 32 bit integers (32SC1), got {image.dtype}")
         if image.shape != size:
             raise ValueError(f"label image: expected {size} as the colour image, got {image.shape}")
-        pixels = np.ascontiguousarray(image).view(np.uint32).ravel()
-        # Most pixels are as the one before: to sort runs is several times as fast as to sort pixels.
-        starts = np.flatnonzero(np.append(True, pixels[1:] != pixels[:-1]))
-        packed, inverse = np.unique(pixels[starts], return_inverse=True)
+        distinct = DistinctValues.of(np.ascontiguousarray(image).view(np.uint32))
+        packed = distinct.values
         class_ids, numbers = (packed >> 16).astype(np.int32), packed & 0xFFFF
         semantic = self.label_space.indices_from_ids(class_ids)
         self._warn_unknown(class_ids[(semantic == UNLABELED) & (class_ids != UNLABELED)])
         is_instance = self.label_space.is_thing[semantic] & (numbers > 0)
         instance = np.where(is_instance, np.cumsum(is_instance), 0).astype(np.int32)
-        lengths = np.diff(starts, append=pixels.size)
-        semantic, instance = (np.repeat(ids[inverse], lengths).reshape(size) for ids in (semantic, instance))
-        return Segmentation(semantic, instance)
+        return Segmentation(distinct.replaced_by(semantic), distinct.replaced_by(instance))
 
     def segment(self, frame: Frame) -> Segmentation:
         """The labels that came with the frame.
