@@ -163,6 +163,8 @@ class GaussianMap:
     def keep(self, mask: Tensor) -> None:
         """Drops the Gaussians where `mask` [N] is False."""
         kept = mask.nonzero()[:, 0]
+        if len(kept) == len(self):
+            return
         self.appearance.keep(kept)
         self.labels.keep(kept)
         self._book = self._book[kept]

@@ -28,7 +28,6 @@ CHI2_3_99 = 11.345  # squared Mahalanobis radius that holds 99 % of a 3D Gaussia
 NEAR_DISTANCE = 2.0  # Mahalanobis radius of an object's place
 BULK = 0.05  # quantile of a new query's points, on both sides of which all but a few lie
 T_DEGREES = 5.0  # degrees of freedom of the Student t with which a query's Gaussian is fitted, against outliers
-MAX_POINTS = 4000  # of a new query: more cost time, and say the same
 PART_PRIOR = 1.5  # votes for one object with which a mask on an object becomes a query of its own
 SEPARATE = -1.0  # votes at which it is shown as one: a keyframe more has shown both, than have shown them as one
 CLASS_DOUBT = 2.0  # evidence at which the class of an object is half sure
@@ -217,8 +216,7 @@ class InstanceQueries:
         num = len(points)
         if num == 0:
             return []
-        some = (p[:: 1 + len(p) // MAX_POINTS].cpu() for p in points)
-        centers, covariances = zip(*map(robust_gaussian, some), strict=True)
+        centers, covariances = zip(*(robust_gaussian(p.cpu()) for p in points), strict=True)
         quats, log_scales = self._shape(torch.stack(covariances))
         embeddings = torch.randn(num, INSTANCE_DIM, generator=self._generator)
         self.table.append(centers=torch.stack(centers), quats=quats, log_scales=log_scales, embeddings=embeddings)

@@ -13,21 +13,19 @@ from panoptic_mapper import ops
 from panoptic_mapper.association import AssociationConfig
 from panoptic_mapper.captured_loss import CapturedLoss
 from panoptic_mapper.config import Config, param
-from panoptic_mapper.density_control import DensityConfig, unobstructed, usable_depth
+from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.geometry import inverse_pose
+from panoptic_mapper.image_loss import IMAGE_TERMS, image_loss
+from panoptic_mapper.image_step import ImageStep
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.label_warping import PixelGrid, one_hot_labels
-from panoptic_mapper.losses import (
-    LossWeights,
-    color_loss,
-    masked_mean,
-    query_repulsion,
-)
+from panoptic_mapper.losses import LossWeights, query_repulsion
 from panoptic_mapper.object_discovery import associate
-from panoptic_mapper.panoptic_map import ERROR_SCALE, MapView, PanopticMap, SeenCounter
-from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.rasterizers.base import Rendering, TracingRasterizer
+from panoptic_mapper.seen_counter import SeenCounter
 from panoptic_mapper.surfels import surface_terms
 from panoptic_mapper.transfers import to_device
 
@@ -62,9 +60,6 @@ class OptimizerConfig(Config):
     head_lr: float = param(1e-3, "Adam step of class codes and key projection", ge=0)
 
 
-IMAGE_TERMS = ("color", "depth", "opacity")
-
-
 class MapOptimizer:
     """Takes gradient steps on one keyframe at a time; only what that keyframe sees is read and changed."""
 
@@ -81,6 +76,9 @@ class MapOptimizer:
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._captured: dict[torch.Size, CapturedLoss] = {}  # by size of the images
+        self._image_step: ImageStep | None = None  # for steps without labels, where they can be differentiated by hand
+        if isinstance(map.rasterizer, TracingRasterizer) and map.gaussians.config.base == "3dgs":
+            self._image_step = ImageStep(map.gaussians, map.rasterizer, weights, density, config.color_relaxation)
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr, fused=True)
         self.num_steps = 0  # that were taken
 
@@ -92,6 +90,18 @@ class MapOptimizer:
             neighbours: keyframes that see some of the same surfaces.
             with_labels: whether labels are optimised beside geometry; None = as often as configured.
         """
+        if with_labels is None:
+            with_labels = self._is_label_step()
+        with_labels &= keyframe.has_labels
+        if self._image_step is None or with_labels or self.on_gradients is not None or self.map.gaussians.sh_degree > 0:
+            self._differentiated_step(keyframe, neighbours, with_labels)
+        else:
+            ids, T_camera_map = self.map.candidates(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
+            self.losses |= self._image_step(keyframe, ids, T_camera_map)
+        self.num_steps += 1
+
+    def _differentiated_step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe], with_labels: bool) -> None:
+        """A step on all losses, by autograd."""
         view = self.view_of(keyframe)
         if len(view.visible_ids) == 0:
             return
@@ -104,9 +114,7 @@ class MapOptimizer:
         if surface is not None:
             terms |= surface_terms(surface, keyframe.camera)
         labels = None
-        if with_labels is None:
-            with_labels = self._is_label_step()
-        if keyframe.has_labels and with_labels:
+        if with_labels:
             labels = view.blend_labels()
             associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
             terms |= self._label_terms(view, labels, LabelTargets.of(keyframe, view))
@@ -132,12 +140,13 @@ class MapOptimizer:
             self.map.remember_labels(view, labels)
         self.losses |= {name: value.detach() for name, value in terms.items()}
         self.losses |= dict(zip(IMAGE_TERMS, report.unbind(), strict=True))
-        self.num_steps += 1
 
     def view_of(self, keyframe: Keyframe) -> MapView:
         """What a keyframe sees of the map; with `skip_hidden`, without what its depth says to be hidden."""
-        limits = keyframe.depth_limits if self.config.skip_hidden else None
-        return self.map.view(keyframe.camera, keyframe.T_map_camera, limits)
+        return self.map.view(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
+
+    def _limits(self, keyframe: Keyframe) -> Tensor | None:
+        return keyframe.depth_limits if self.config.skip_hidden else None
 
     def _is_label_step(self) -> bool:
         """Every `label_every`-th step; not always on the same of the three kinds of keyframes that take turns."""
@@ -202,32 +211,3 @@ class MapOptimizer:
             to_device(torch.from_numpy(T).to(depth.dtype), depth.device),
         )
         return loss
-
-
-def image_loss(
-    color: Tensor,  # [H, W, 3] rendered
-    depth: Tensor,  # [H, W] m, rendered
-    alpha: Tensor,  # [H, W] rendered
-    observed_color: Tensor,  # [H, W, 3] uint8
-    observed_depth: Tensor,  # [H, W] m, 0 = none
-    *,
-    weights: LossWeights,
-    density: DensityConfig,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted sum [] of what a view's images say about colour and geometry.
-
-    Beside it are its terms [3], unweighted, see `IMAGE_TERMS`, and for `SeenCounter.relax_colors` the error of the
-    colours [H, W, 3], times ERROR_SCALE.
-    """
-    counted = unobstructed(observed_depth, density).float()
-    observed = observed_color.float() / 255
-    measured = usable_depth(observed_depth, density).float()
-    covered = measured * (alpha.detach() > 0.5)
-    terms = [
-        color_loss(color, observed, counted, weights.ssim_share),
-        masked_mean((depth - observed_depth).abs(), covered),
-        masked_mean(1 - alpha, measured),
-    ]
-    weighted = [getattr(weights, name) * term for name, term in zip(IMAGE_TERMS, terms, strict=True)]
-    errors = (observed - color.detach()) * (ERROR_SCALE * counted[..., None])
-    return torch.stack(weighted).sum(), torch.stack(terms).detach(), errors

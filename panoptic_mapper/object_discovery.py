@@ -29,6 +29,7 @@ from panoptic_mapper.rasterizers.base import Rendering
 from panoptic_mapper.transfers import to_device, to_host
 
 MIN_LABELLED_SHARE = 0.5  # a query with fewer labelled pixels is not contradicted: the 2D model did not say what it is
+MAX_POINTS = 1000  # of a mask that may show a new object
 NEW = 2  # state of a mask that opened a query: all Gaussians in it get its label
 
 
@@ -123,8 +124,8 @@ def open_queries(
     geometry = cache(queries.geometry_on_host)  # copied if it is asked
     opened: list[int] = []
     opened_points: list[Tensor] = []
-    for mask, points in zip(unmatched, _points_of_masks(keyframe, unmatched, density), strict=True):
-        if len(points) < min_px:
+    for mask, (points, num_px) in zip(unmatched, _points_of_masks(keyframe, unmatched, density), strict=True):
+        if num_px < min_px:
             continue
         row = -1 if mask in parts else _object_at(points, mask, keyframe, queries, geometry, config)
         if row >= 0:
@@ -157,25 +158,30 @@ def _object_at(
     candidates = candidates[~taken & same_class]
     if len(candidates) == 0:
         return -1
-    share, best = queries.share_near(points[:: max(1, len(points) // 500)], candidates, geometry()).max(0)
+    share, best = queries.share_near(points, candidates, geometry()).max(0)
     return int(candidates[best]) if share >= config.near_share else -1
 
 
-def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfig) -> list[Tensor]:
-    """The points [n, 3] (m, map frame) that each of some masks shows, in host memory."""
+def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfig) -> list[tuple[Tensor, int]]:
+    """Points [n, 3] (m, map frame) that each of some masks shows, in host memory, and how many pixels show one.
+
+    At most MAX_POINTS of each, evenly over the mask: more cost time, and say the same.
+    """
     images = keyframe.images_on_host()
     is_asked = np.zeros(len(keyframe.mask_ids), bool)
     is_asked[masks] = True
-    usable = usable_depth(images.depth, density)
-    v, u = np.nonzero(is_asked[images.mask_index] & usable)
-    order = np.argsort(images.mask_index[v, u], kind="stable")
-    v, u = v[order], u[order]
-    of_mask, camera, T = images.mask_index[v, u], keyframe.camera, keyframe.T_map_camera.astype(np.float32)
-    z = images.depth[v, u]
-    points = np.stack([(u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z, z], axis=-1).astype(np.float32)
-    in_map = torch.from_numpy(points @ T[:3, :3].T + T[:3, 3])
-    begins, ends = (np.searchsorted(of_mask, masks, side) for side in ("left", "right"))
-    return [in_map[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    pixels = np.flatnonzero(is_asked.take(images.mask_index) & usable_depth(images.depth, density))
+    of_mask = images.mask_index.ravel()[pixels]
+    order = np.argsort(of_mask.astype(np.uint16) if len(is_asked) < 2**16 else of_mask, kind="stable")  # 16 bit: radix
+    begins, ends = (np.searchsorted(of_mask[order], masks, side) for side in ("left", "right"))
+    camera, T = keyframe.camera, keyframe.T_map_camera.astype(np.float32)
+    found = []
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        v, u = np.divmod(pixels[order[begin : end : 1 + (end - begin) // MAX_POINTS]], camera.width)
+        z = images.depth[v, u]
+        points = np.stack([(u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z, z], axis=-1)
+        found.append((torch.from_numpy(points.astype(np.float32) @ T[:3, :3].T + T[:3, 3]), end - begin))
+    return found
 
 
 @torch.no_grad()

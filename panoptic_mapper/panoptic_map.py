@@ -26,14 +26,10 @@ from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
+from panoptic_mapper.seen_counter import SeenCounter
 from panoptic_mapper.spherical_harmonics import seen_colors
 from panoptic_mapper.surfels import SurfaceRendering, render_surface
 from panoptic_mapper.transfers import to_device
-
-MIN_SEEN_PX = 0.3  # px
-COUNT_WEIGHT = 1e-3  # of a term that is 0, but for rounding: little beside the weights of the losses
-ERROR_SCALE = 1e-12  # of errors that are sent back to the Gaussians: too small to move geometry on their way
-RELAXED_PX = 0.5  # a Gaussian that makes up fewer pixels follows their error less
 
 
 @dataclass(frozen=True)
@@ -131,62 +127,6 @@ class MapView:
         return blend_logs(self.projection, labels)
 
 
-class SeenCounter:
-    """Tells which candidates of a view its image really shows, by the gradient of one more channel of a rendering.
-
-    What is behind a wall is projected too, and gets the little gradient that leaks through. Adam would turn that into
-    full steps, and the rooms behind would be bent to explain the wall.
-
-    Every Gaussian has a 1 in that channel, whose image is the rendering's alpha. `term`, the mean difference of the two
-    times COUNT_WEIGHT, is 0 and moves nothing. Its gradient to a Gaussian's 1 is the sum of w_g(u) over the pixels u.
-    """
-
-    def __init__(self, view: MapView, with_errors: bool = False):
-        self._view, self._with_errors = view, with_errors
-        device = view.gaussians.ids.device
-        self._ones = torch.ones(len(view.projection.visible), 1, device=device, requires_grad=True)
-        self._copies = self._ones[:, :0].detach()  # [V, 3] of the colours, with errors
-        self.copied = self._copies  # [H, W, 3] their image
-        self.term = torch.zeros((), device=device)  # to be added to the loss
-
-    def render(self, colors: Tensor) -> Rendering:
-        """Splats `colors` [V, D], of which the first three are RGB, as the view does."""
-        if self._with_errors:
-            self._copies = colors[:, :3].detach().requires_grad_()
-        rendering = self._view.projection.render(torch.cat([colors, self._ones, self._copies], dim=1))
-        color, count, self.copied = rendering.color.split([colors.shape[1], 1, self._copies.shape[1]], dim=-1)
-        self.term = COUNT_WEIGHT * (count[..., 0] - rendering.alpha).mean()
-        return Rendering(color, rendering.depth, rendering.alpha)
-
-    @torch.no_grad()
-    def relax_colors(self, share: float) -> None:
-        """Colours follow the errors; after a backward in which `copied` had these, times ERROR_SCALE, as its gradient.
-
-        Each colour moves by a share of the mean error of the pixels that it makes up,
-
-            c_g += share sum_u w_g(u) e(u) / max(sum_u w_g(u), RELAXED_PX)        e = observed - rendered
-
-        which is an iteration of SIRT (Gilbert 1972) for the linear equations that a view sets its colours. Unlike a
-        step of Adam it is as large as the error: few of them suffice.
-        """
-        errors, weights = self._copies.grad, self._ones.grad
-        if errors is None or weights is None:
-            return
-        num_pixels = self._view.camera.width * self._view.camera.height
-        steps = errors / (weights * (num_pixels / COUNT_WEIGHT)).clamp_min_(RELAXED_PX)
-        colors = self._view.map.gaussians["colors"]
-        colors.index_add_(0, self._view.visible_ids, steps, alpha=share / ERROR_SCALE)
-
-    def seen(self) -> Tensor:
-        """After backward: which candidates [M] have a total weight of more than MIN_SEEN_PX pixels, bool."""
-        view, grad = self._view, self._ones.grad
-        seen = torch.zeros(len(view.gaussians), dtype=torch.bool, device=self._ones.device)
-        if grad is not None:
-            least = MIN_SEEN_PX * COUNT_WEIGHT / (view.camera.width * view.camera.height)
-            seen[view.projection.visible] = grad[:, 0] > least
-        return seen
-
-
 @dataclass(frozen=True)
 class PanopticMap:
     """All that is learned."""
@@ -204,12 +144,18 @@ class PanopticMap:
             limits: where a depth image was taken with it, what lies far behind that is left out
                 (`occlusion.depth_limits`).
         """
-        device = self.gaussians.device
-        T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), device)
-        candidates = self.gaussians.appearance.gather(self.gaussians.ids_in_frustum(T_camera_map, camera, limits))
+        ids, T_camera_map = self.candidates(camera, T_map_camera, limits)
+        candidates = self.gaussians.appearance.gather(ids)
         means, quats, scales, opacities = splat_inputs(candidates)
         projection = self.rasterizer.project(means, quats, scales, opacities, T_camera_map, camera)
         return MapView(self, candidates, scales, projection, camera, T_camera_map)
+
+    def candidates(
+        self, camera: PinholeCamera, T_map_camera: np.ndarray, limits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows [M] of the Gaussians that may be in view, see `view`, and the pose [4, 4], map to camera frame."""
+        T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), self.gaussians.device)
+        return self.gaussians.ids_in_frustum(T_camera_map, camera, limits), T_camera_map
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:

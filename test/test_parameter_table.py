@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from panoptic_mapper import parameter_table
 from panoptic_mapper.parameter_table import BETA_1, BETA_2, EPSILON, ParameterTable
 
 WIDTHS = {"a": 2, "b": 3}
@@ -161,7 +162,9 @@ def test_growth_keeps_values_and_momentum() -> None:
     assert torch.equal(grown["a"][:3], plain["a"])
 
 
-def test_keep_keeps_rows_with_their_momentum_and_forgets_the_others() -> None:
+@pytest.mark.parametrize("rows_at_a_time", [1, 2, 100])
+def test_keep_keeps_rows_with_their_momentum_and_forgets_the_others(rows_at_a_time: int, monkeypatch) -> None:
+    monkeypatch.setattr(parameter_table, "ROWS_AT_A_TIME", rows_at_a_time)
     kept, plain = make_table(), make_table()
     for table in (kept, plain):
         step(table, [0, 1, 2, 3, 4, 5])

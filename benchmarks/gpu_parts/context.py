@@ -114,10 +114,11 @@ class Context:
         return PanopticMapper(config, GivenLabels(self.label_space), self.device)
 
     def warmed_mapper(self, num_frames: int) -> PanopticMapper:
-        """A mapper that has mapped the first frames."""
+        """A mapper that has mapped the first frames and made a snapshot."""
         mapper = self.mapper()
         for frame in self.mapped_frames[:num_frames]:
             mapper.integrate(frame)
+        mapper.snapshot()
         return mapper
 
 

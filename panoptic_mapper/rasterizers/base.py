@@ -6,7 +6,7 @@ The centre of the top-left pixel is at (0, 0), as in OpenCV and ROS.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -43,6 +43,34 @@ class ProjectedView(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SplatGradients:
+    """Gradients of the visible Gaussians."""
+
+    means: Tensor  # [V, 3]
+    quats: Tensor  # [V, 4]
+    scales: Tensor  # [V, 3]
+    opacities: Tensor  # [V]
+    colors: Tensor  # [V, D]
+
+
+class TracedView(Protocol):
+    """A projected view of which one image is differentiated by hand, without autograd and what that costs the host."""
+
+    visible: Tensor  # [V] int64, ascending: rows of the Gaussians whose footprint meets the image
+
+    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
+        """The image [H, W, D + 1] of `colors` [V, D] and, last, of the depths, m; and its alpha [H, W].
+
+        The depths are a sum of weights times depths, see `checks.expected_depth`.
+        """
+        ...
+
+    def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
+        """The gradients that those of the image last made by `splat`, [H, W, D + 1] and [H, W], give to its inputs."""
+        ...
+
+
 class Rasterizer(Protocol):
     """Perspective EWA splatting of 3D Gaussians (Zwicker et al. 2001; Kerbl et al. 2023)."""
 
@@ -58,4 +86,21 @@ class Rasterizer(Protocol):
         camera: PinholeCamera,
     ) -> ProjectedView:
         """Projects, culls and sorts. An empty map gives an empty view that renders black."""
+        ...
+
+
+@runtime_checkable
+class TracingRasterizer(Rasterizer, Protocol):
+    """A rasteriser that can be differentiated by hand, too."""
+
+    def trace(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        T_camera_map: Tensor,
+        camera: PinholeCamera,
+    ) -> TracedView:
+        """Projects as `project` does."""
         ...

@@ -10,7 +10,7 @@ from torch import Tensor
 from panoptic_mapper import ops
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.ops.rasterize import Lists
-from panoptic_mapper.rasterizers.base import MIN_ALPHA, Rendering
+from panoptic_mapper.rasterizers.base import MIN_ALPHA, Rendering, SplatGradients
 from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
 
 
@@ -39,6 +39,49 @@ class CpuView:
         check_values("values", values, self.depths, self.visible.shape[0])
         height, width = self.lists.transmittance.shape
         return torch.ops.panoptic_mapper.blend(values.contiguous(), *self.lists[:7], width, height)
+
+
+@dataclass
+class TracedCpuView:
+    """A view with what its gradients are computed of."""
+
+    view: CpuView
+    inputs: tuple[Tensor, ...]  # means, quats and scales of all Gaussians, and the pose
+    camera: PinholeCamera
+
+    @property
+    def visible(self) -> Tensor:
+        return self.view.visible
+
+    @torch.no_grad()
+    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
+        v = self.view
+        self._features = torch.cat((colors, v.depths[:, None]), dim=1)
+        return torch.ops.panoptic_mapper.splat(v.means2d, v.conics, v.extents, v.opacities, self._features, *v.lists)
+
+    @torch.no_grad()
+    def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
+        v, lists, kernels = self.view, self.view.lists, torch.ops.panoptic_mapper
+        v_image, v_alpha = v_image.contiguous(), v_alpha.contiguous()
+        v_means2d, v_conics, v_opacities = kernels.splat_geometry_backward(
+            v_image,
+            v_alpha,
+            v.means2d,
+            v.conics,
+            v.extents,
+            v.opacities,
+            self._features,
+            *lists[:4],
+            lists.transmittance,
+            lists.last,
+        )
+        v_features = kernels.blend_backward(v_image, *lists[:7])
+        v_depths = v_features[:, -1].contiguous()
+        v_means, v_quats, v_scales = kernels.project_gaussians_backward(
+            *self.inputs, *self.camera.numbers, v.visible, v_means2d, v_depths, v_conics
+        )
+        rows = v.visible
+        return SplatGradients(v_means[rows], v_quats[rows], v_scales[rows], v_opacities, v_features[:, :-1])
 
 
 class CpuRasterizer:
@@ -77,3 +120,16 @@ class CpuRasterizer:
                 means2d, depths, conics, extents, opacities, camera.width, camera.height
             )
         return CpuView(visible, means2d, depths, conics, extents, opacities, Lists(*lists))
+
+    @torch.no_grad()
+    def trace(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        T_camera_map: Tensor,
+        camera: PinholeCamera,
+    ) -> TracedCpuView:
+        view = self.project(means, quats, scales, opacities, T_camera_map, camera)
+        return TracedCpuView(view, (means, quats, scales, T_camera_map), camera)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from panoptic_mapper.frame import PinholeCamera
-from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering
+from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering, SplatGradients
 from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
 from panoptic_mapper.transfers import to_device
 
@@ -20,6 +20,7 @@ TILE = 16  # pixels
 # More channels are splatted in parts, as gsplat's own `rasterization` does: the shared memory of its backward kernel
 # follows them. Within a part, `rasterize_to_pixels` pads to a number that it has a kernel for.
 MAX_CHANNELS = 32
+NUM_CHANNELS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)  # for which its kernels are compiled, up to there
 
 
 @lru_cache(maxsize=16)
@@ -81,6 +82,77 @@ class GsplatView:
         return torch.cat([image[0] for image, _ in parts], dim=2), parts[0][1][0, ..., 0]
 
 
+@dataclass
+class TracedGsplatView:
+    """A view with what its gradients are computed of, by the kernels behind gsplat's own functions."""
+
+    kernels: ModuleType
+    view: GsplatView
+    inputs: tuple[Tensor, ...]  # means, quats and scales of all Gaussians
+    T_camera_map: Tensor  # [4, 4]
+    batch_ids: Tensor  # [V]
+    camera_ids: Tensor  # [V]
+
+    @property
+    def visible(self) -> Tensor:
+        return self.view.visible
+
+    @torch.no_grad()
+    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
+        v, size = self.view, (self.view.camera.width, self.view.camera.height)
+        features = _padded(torch.cat((colors, v.depths[:, None]), dim=1))
+        self._num_features = colors.shape[1] + 1
+        self._splatted = (v.means2d, v.conics, features, v.opacities, None, None, *size, TILE)
+        lists = (v.tile_offsets, v.isect_gaussians)
+        image, self._alpha, self._last = self.kernels.rasterize_to_pixels_3dgs_fwd(*self._splatted, *lists)
+        return image[0, ..., : self._num_features], self._alpha[0, ..., 0]
+
+    @torch.no_grad()
+    def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
+        v, n = self.view, self._num_features
+        _, v_means2d, v_conics, v_features, v_opacities = self.kernels.rasterize_to_pixels_3dgs_bwd(
+            *self._splatted,
+            v.tile_offsets,
+            v.isect_gaussians,
+            self._alpha,
+            self._last,
+            _padded(v_image)[None].contiguous(),
+            v_alpha[None, ..., None].contiguous(),
+            False,
+        )
+        means, quats, scales = self.inputs
+        v_means, _, v_quats, v_scales, _ = self.kernels.projection_ewa_3dgs_packed_bwd(
+            means,
+            None,
+            quats,
+            scales,
+            self.T_camera_map[None],
+            _intrinsics(v.camera, means.device)[None],
+            v.camera.width,
+            v.camera.height,
+            BLUR_PX2,
+            self.kernels.CameraModelType.PINHOLE,
+            self.batch_ids,
+            self.camera_ids,
+            v.visible,
+            v.conics,
+            None,
+            v_means2d,
+            v_features[:, n - 1].contiguous(),
+            v_conics,
+            None,
+            False,  # no gradient for the pose
+            True,  # gradients of the visible Gaussians only
+        )
+        return SplatGradients(v_means, v_quats, v_scales, v_opacities, v_features[:, : n - 1])
+
+
+def _padded(features: Tensor) -> Tensor:
+    """Features [..., F] with zeros up to a number of channels that gsplat has a kernel for."""
+    num = next(n for n in NUM_CHANNELS if n >= features.shape[-1])
+    return features if num == features.shape[-1] else torch.nn.functional.pad(features, (0, num - features.shape[-1]))
+
+
 class GsplatRasterizer:
     """gsplat on a CUDA device. Its backward sums with atomics: gradients differ in their last bits from run to run.
 
@@ -102,11 +174,38 @@ class GsplatRasterizer:
         T_camera_map: Tensor,  # [4, 4]
         camera: PinholeCamera,
     ) -> GsplatView:
+        return self._project(means, quats, scales, opacities, T_camera_map, camera)[0]
+
+    @torch.no_grad()
+    def trace(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        T_camera_map: Tensor,
+        camera: PinholeCamera,
+    ) -> TracedGsplatView:
+        view, *ids = self._project(means, quats, scales, opacities, T_camera_map, camera)
+        kernels = importlib.import_module("gsplat.cuda._backend")._C
+        return TracedGsplatView(kernels, view, (means, quats, scales), T_camera_map, *ids)
+
+    def _project(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        T_camera_map: Tensor,
+        camera: PinholeCamera,
+    ) -> tuple[GsplatView, Tensor, Tensor]:
+        """The view, and of each visible Gaussian the numbers of its batch and of its camera, which are 0."""
         check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
         if means.shape[0] == 0:  # gsplat divides by the number of Gaussians
             rows = torch.zeros(0, dtype=torch.int64, device=means.device)
-            return GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
-        _, _, visible, radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
+            view = GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
+            return view, rows, rows
+        batch_ids, camera_ids, visible, radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
             means,
             None,
             quats,
@@ -135,6 +234,7 @@ class GsplatRasterizer:
                 gaussian_ids=visible,
             )
             tile_offsets = self._gsplat.isect_offset_encode(isect_ids, 1, tiles_x, tiles_y)
-        return GsplatView(
+        view = GsplatView(
             self._gsplat, visible, means2d, depths, conics, opacities[visible], tile_offsets, isect_gaussians, camera
         )
+        return view, batch_ids, camera_ids
