@@ -30,9 +30,6 @@ class KeyframeConfig(Config):
     translation_m: float = param(0.06, "camera motion that makes a keyframe, m", ge=0)
     rotation_deg: float = param(4.0, "camera turn that makes a keyframe, degrees", ge=0)
     unexplained_share: float = param(0.15, "share of pixels that no keyframe sees that makes one", ge=0, le=1)
-    maintain_every: int = param(
-        1, "keyframes after which objects are fitted to their Gaussians and Gaussians are removed", ge=1
-    )
     recent: int = param(8, "number of latest keyframes in the recent part of the window", ge=1)
 
 

@@ -390,20 +390,17 @@ class PanopticMapper:
         num_new = len(self.map.gaussians) - num_before
         seen = torch.cat([seen, torch.arange(num_before, num_before + num_new, device=seen.device)])
         label_from(keyframe, new_ids, surface, self.map, seen, self.config.density, renewed=renewed)
-        if keyframe.id % self.config.keyframes.maintain_every == 0:
-            refit_queries(self.map)
+        refit_queries(self.map)
         return num_new, seen
 
     def _prune(self, keyframe: Keyframe, seen: Tensor) -> int:
-        """Now and then removes Gaussians that faded, grew too large or float in free space; returns their number.
+        """Removes Gaussians that faded, grew too large or float in free space; returns their number.
 
         Args:
             keyframe: it may see, at the rows `seen` [V], Gaussians in space that is empty.
         """
         gaussians = self.map.gaussians
         count_free_space_hits(gaussians, seen, keyframe, self.config.density)
-        if (keyframe.id + 1) % self.config.keyframes.maintain_every != 0:
-            return 0
         keep = survivors(gaussians, self.config.density)
         gaussians.keep(keep)
         return len(keep) - len(gaussians)

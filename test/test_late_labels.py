@@ -31,8 +31,8 @@ from panoptic_mapper.segmenters.dataset import DatasetSegmenter
 from panoptic_mapper.worker import MappingWorker, WorkerConfig
 
 TIMEOUT_S = 60.0
-# What rounding may change: steps with labels and steps without are differentiated in different ways, and Adam makes much
-# of the gradients of rotations, which are next to nothing where a Gaussian is nearly a ball.
+# What rounding may change: steps with labels and those without are differentiated in two ways, and Adam makes much of
+# the gradients of rotations, which are next to nothing where a Gaussian is nearly a ball.
 ROUNDING = {"means": 1e-4, "quats": 0.05, "log_scales": 0.01, "opacity_logits": 1e-3, "colors": 1e-4}
 
 
