@@ -257,6 +257,14 @@ def test_a_sentence_says_whether_a_gain_is_more_than_the_spread(with_it, without
     assert words in gain_sentence("Part", runs(with_it), runs(without))
 
 
+def test_runs_of_different_states_of_the_code_show_no_gain():
+    with_it, without = runs([90, 91, 92]), runs([85, 86, 87])
+    without[1] = dataclasses.replace(without[1], machine=without[1].machine | {"commit": "other"})
+    sentence = gain_sentence("Part", with_it, without)
+    assert sentence.startswith("Part: +5.0 PQ^scene@0.5 (86.0 without, 91.0 with), of different states of the code: ")
+    assert "spread" not in sentence
+
+
 def test_a_gain_is_that_of_the_runs_that_both_have():
     assert "+1.0" in gain_sentence("Part", runs([90, 91, 0]), runs([89, 90]))
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def record(job: Job, result: dict) -> Record:
-    return Record(job.key(320), job, result, {"device": "a CPU"}, 1.0)
+    return Record(job.key(320), job, result, {"device": "a CPU", "commit": "abc"}, 1.0)
 
 
 def test_the_peak_is_that_of_what_is_alive_at_a_time() -> None:

@@ -121,7 +121,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def gain_sentence(name: str, with_it: Sequence[Record], without: Sequence[Record], metric: str = "pq") -> str:
-    """Says whether a part brings more than the seeds' spread, from the scenes and seeds that both sides have."""
+    """Says whether a part brings more than the seeds' spread, from the scenes and seeds that both sides have.
+
+    Where the two sides were measured with different states of the code, it says only that.
+    """
     runs = [
         {(r.job.scene, r.job.seed): r for r in side if metric_of(r, metric) is not None} for side in (with_it, without)
     ]
@@ -132,6 +135,10 @@ def gain_sentence(name: str, with_it: Sequence[Record], without: Sequence[Record
         return f"{name}: {MISSING}."
     gain = sides[0].mean - sides[1].mean
     change = f"{name}: {gain:+.1f} {label} ({sides[1].mean:.1f} without, {sides[0].mean:.1f} with)"
+    states = [sorted({side[key].machine["commit"] for key in common}) for side in runs]
+    if states[0] != states[1]:
+        of_sides = " and ".join(", ".join(commits) for commits in reversed(states))
+        return f"{change}, of different states of the code: {of_sides}."
     deviations = [side.std for side in sides if side is not None and side.std is not None]
     if len(deviations) < 2:
         return f"{change}; one seed alone has no spread to compare with."
