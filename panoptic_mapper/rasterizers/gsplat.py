@@ -187,6 +187,8 @@ class GsplatRasterizer:
         camera: PinholeCamera,
     ) -> TracedGsplatView:
         view, *ids = self._project(means, quats, scales, opacities, T_camera_map, camera)
+        if view.isect_gaussians.shape[0] == 0:  # gsplat has no path for nothing to draw
+            view.visible = view.visible[:0]
         kernels = importlib.import_module("gsplat.cuda._backend")._C
         return TracedGsplatView(kernels, view, (means, quats, scales), T_camera_map, *ids)
 
