@@ -59,6 +59,20 @@ class CapturedLoss:
         return tuple(output.detach() for output in outputs), gradients
 
 
+class CapturedLosses:
+    """A loss, captured for each size of images that it is asked for; for the arguments see `CapturedLoss`."""
+
+    def __init__(self, loss: Loss, num_differentiable: int):
+        self._loss, self._num_differentiable = loss, num_differentiable
+        self._by_size: dict[torch.Size, CapturedLoss] = {}  # of the first image
+
+    def of(self, images: tuple[Tensor, ...]) -> CapturedLoss:
+        size = images[0].shape
+        if size not in self._by_size:
+            self._by_size[size] = CapturedLoss(self._loss, images, self._num_differentiable)
+        return self._by_size[size]
+
+
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, captured: CapturedLoss, *images: Tensor) -> tuple[Tensor, ...]:

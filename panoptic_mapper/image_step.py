@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from panoptic_mapper.captured_loss import CapturedLoss
+from panoptic_mapper.captured_loss import CapturedLosses
 from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
 from panoptic_mapper.image_loss import IMAGE_TERMS, image_loss
@@ -39,7 +39,8 @@ class ImageStep:
     color_relaxation: float
 
     def __post_init__(self) -> None:
-        self._captured: dict[torch.Size, CapturedLoss] = {}  # by size of the images
+        self._loss = partial(splatted_loss, weights=self.weights, density=self.density)
+        self._captured = CapturedLosses(self._loss, num_differentiable=2)
 
     @torch.no_grad()
     def __call__(self, keyframe: Keyframe, ids: Tensor, T_camera_map: Tensor) -> dict[str, Tensor]:
@@ -62,13 +63,14 @@ class ImageStep:
         image, alpha = view.splat(torch.cat([colors, colors.new_ones(len(visible), 1), copies], dim=1))
         terms, v_image, v_alpha = self._gradients(image, alpha, keyframe)
         v = view.backward(v_image, v_alpha)
-        excess = scales[visible] - self.weights.max_scale_m
+        scales, opacities = scales[visible], opacities[visible]
+        excess = scales - self.weights.max_scale_m
         v_scales = v.scales + (excess > 0) * (self.weights.scale / len(ids))
         gradients = {
             "means": v.means,
             "quats": v.quats,
-            "log_scales": v_scales * scales[visible],
-            "opacity_logits": (v.opacities * (opacities * (1 - opacities))[visible])[:, None],
+            "log_scales": v_scales * scales,
+            "opacity_logits": (v.opacities * opacities * (1 - opacities))[:, None],
             "colors": v.colors[:, :3],
         }
         rows, weights = ids[visible], v.colors[:, 3:4]
@@ -81,18 +83,14 @@ class ImageStep:
 
     def _gradients(self, image: Tensor, alpha: Tensor, keyframe: Keyframe) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Terms of the loss, and its gradients to an image of `TracedView.splat` and to its alpha."""
-        loss = partial(splatted_loss, weights=self.weights, density=self.density)
         images = (image, alpha, keyframe.color, keyframe.depth)
         if image.is_cuda:
-            if image.shape not in self._captured:
-                self._captured[image.shape] = CapturedLoss(loss, images, num_differentiable=2)
-            captured = self._captured[image.shape]
+            captured = self._captured.of(images)
             _, report = captured.replay(images)
             v_image, v_alpha = captured.gradients
         else:
             with torch.enable_grad():
-                image, alpha = image.requires_grad_(), alpha.requires_grad_()
-                total, report = loss(image, alpha, keyframe.color, keyframe.depth)
+                total, report = self._loss(image.requires_grad_(), alpha.requires_grad_(), *images[2:])
             v_image, v_alpha = torch.autograd.grad(total, (image, alpha))
         return dict(zip(IMAGE_TERMS, report.unbind(), strict=True)), v_image, v_alpha
 

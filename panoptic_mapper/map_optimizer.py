@@ -11,7 +11,7 @@ from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.association import AssociationConfig
-from panoptic_mapper.captured_loss import CapturedLoss
+from panoptic_mapper.captured_loss import CapturedLosses
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.geometry import inverse_pose
@@ -75,7 +75,8 @@ class MapOptimizer:
         self.association = association
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
-        self._captured: dict[torch.Size, CapturedLoss] = {}  # by size of the images
+        self._loss = partial(image_loss, weights=weights, density=density)
+        self._captured = CapturedLosses(self._loss, num_differentiable=3)
         self._image_step: ImageStep | None = None  # for steps without labels, where they can be differentiated by hand
         if isinstance(map.rasterizer, TracingRasterizer) and map.gaussians.config.base == "3dgs":
             self._image_step = ImageStep(map.gaussians, map.rasterizer, weights, density, config.color_relaxation)
@@ -163,13 +164,8 @@ class MapOptimizer:
     def _image_loss(self, keyframe: Keyframe, rendering: Rendering) -> tuple[Tensor, ...]:
         """What `image_loss` makes of a keyframe, on a GPU by a CUDA graph."""
         images = (rendering.color, rendering.depth, rendering.alpha, keyframe.color, keyframe.depth)
-        loss = partial(image_loss, weights=self.weights, density=self.density)
-        if not rendering.color.is_cuda:
-            return loss(*images)
-        size = keyframe.color.shape
-        if size not in self._captured:
-            self._captured[size] = CapturedLoss(loss, images, num_differentiable=3)
-        return self._captured[size](*images)
+        loss = self._captured.of(images) if rendering.color.is_cuda else self._loss
+        return loss(*images)
 
     def _label_terms(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
         """Cross entropies and dice (cuda/label_losses.h), and what keeps queries apart."""

@@ -100,16 +100,15 @@ def _play(client: MapperClient, out: Path, num_frames: int, fps: float, update: 
     with start_player(out / "bag", out / "player.log", PLAY_RATE_HZ / fps, START_TIMEOUT_S) as player:
         client.wait_for_status(lambda s: s.frames_received > 0, START_TIMEOUT_S, "frame at the node")
         start = time.perf_counter()
-
         num_done = 0
 
         def is_further(status: MapStatus) -> bool:
             _check_player(player)
-            return status.frames_integrated + sum(status.drop_counts) > num_done
+            return _num_done(status) > num_done
 
         while num_done < num_frames:
             status = client.wait_for_status(is_further, FRAME_TIMEOUT_S, f"end of frame {num_done + 1} of {num_frames}")
-            num_done = status.frames_integrated + sum(status.drop_counts)
+            num_done = _num_done(status)
             update("mapping", status.frames_integrated, num_frames)
         wall_s = time.perf_counter() - start
         if player.wait(START_TIMEOUT_S) != 0:
@@ -117,6 +116,11 @@ def _play(client: MapperClient, out: Path, num_frames: int, fps: float, update: 
     if status.frames_integrated == 0:
         raise TimeoutError(f"no frame was mapped: {dict(zip(status.drop_reasons, status.drop_counts, strict=True))}")
     return wall_s, status
+
+
+def _num_done(status: MapStatus) -> int:
+    """Frames that are in the map or were dropped."""
+    return status.frames_integrated + sum(status.drop_counts)
 
 
 def _check_player(player: ChildProcess) -> None:
