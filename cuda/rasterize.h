@@ -28,7 +28,7 @@ constexpr int64_t kTilePixels = kTile * kTile;
 // The model's constants; panoptic_mapper/rasterizers/base.py has the same.
 constexpr double kNear = 0.01;                 // m
 constexpr double kFar = 1e10;                  // m
-constexpr double kBlur = 0.3;                  // px^2
+constexpr double kBlur = 1.0 / 12;             // px^2
 constexpr double kMaxExtent = 3.33;            // standard deviations
 constexpr float kMinAlpha = 1.0f / 255.0f;
 constexpr float kMaxAlpha = 0.999f;

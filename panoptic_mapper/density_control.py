@@ -39,10 +39,10 @@ class DensityConfig(Config):
     min_depth_m: float = param(0.15, "what is nearer than this hides the view and is not mapped, m", ge=0)
     min_usable_share: float = param(0.05, "frames with a smaller share of usable depth are not mapped", ge=0, le=1)
     max_depth_m: float = param(15.0, "depth beyond this is not used, m", gt=0)
-    scale: float = param(0.35, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
+    scale: float = param(0.42, "standard deviation of a new Gaussian in units of its pixels' footprint", gt=0)
     opacity: float = param(0.9, "opacity of a new Gaussian", gt=0, le=0.99)
     refine_coarseness: float = param(
-        2.0,
+        2.5,
         "Gaussians so many times as large as a new one would be are replaced by four finer ones; 0 = none is",
         ge=0,
     )

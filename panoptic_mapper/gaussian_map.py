@@ -48,7 +48,7 @@ class LearningRates(Config):
 
     means: float = param(8e-4, "centres, m per step", ge=0)
     quats: float = param(2e-3, "rotation quaternions", ge=0)
-    log_scales: float = param(8e-3, "log standard deviations", ge=0)
+    log_scales: float = param(4.8e-2, "log standard deviations", ge=0)
     opacity_logits: float = param(3e-2, "opacity logits", ge=0)
     colors: float = param(8e-3, "RGB in 0..1", ge=0)
     harmonics_share: float = param(0.05, "rate of the higher SH bands as a share of that of colors", ge=0)

@@ -170,7 +170,7 @@ def test_opacities_are_lowered_and_come_back_where_they_are_needed() -> None:
     alpha = gaussians["opacity_logits"][:, 0].sigmoid()
     torch.testing.assert_close(alpha[1:], torch.full_like(alpha[1:], 0.2))
     torch.testing.assert_close(alpha[0], torch.tensor(-2.5).sigmoid())  # is not raised
-    mapper.refine(60)
+    mapper.refine(100)
     assert gaussians["opacity_logits"][:, 0].sigmoid().median() > 0.5
 
 

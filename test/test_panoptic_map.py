@@ -37,7 +37,7 @@ def test_what_is_behind_a_wall_is_projected_but_not_seen() -> None:
 def test_what_is_not_projected_and_what_is_transparent_is_not_seen() -> None:
     just_outside = [1.2 * 19.5 / 40, 0.0, 1.0]  # a candidate, for its centre is near the image
     means = torch.tensor([just_outside, [0.0, 0, 1], [0.0, 0.2, 1]])
-    small = torch.full((3, 3), 1e-4).log()
+    small = torch.full((3, 3), 1e-2).log()  # 0.4 px
     view = view_of(means, log_scales=small, opacity_logits=torch.tensor([[3.0], [-4.0], [3.0]]))
     assert seen_of(view)[-3:].tolist() == [False, False, True]
 

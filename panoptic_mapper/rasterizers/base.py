@@ -12,9 +12,9 @@ from torch import Tensor
 
 from panoptic_mapper.frame import PinholeCamera
 
-# Constants of the splatting model, shared by all backends (those of gsplat 1.5).
+# Constants of the splatting model, shared by all backends. But for the blur, they are those of gsplat 1.5.
 NEAR_M = 0.01  # Gaussians nearer than this to the image plane are culled
-BLUR_PX2 = 0.3  # added to the diagonal of the projected covariance: a splat is never thinner than a pixel
+BLUR_PX2 = 1 / 12  # px^2, the variance over a pixel, added to projected covariances: a pixel shows what covers it
 MIN_ALPHA = 1.0 / 255.0  # contributions below this are skipped
 MAX_ALPHA = 0.999
 MIN_TRANSMITTANCE = 1e-4  # a pixel is finished when less light than this would pass
