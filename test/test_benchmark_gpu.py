@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from small_room import mapped, room_frames
 
 from benchmarks.gpu import PARTS, main
+from benchmarks.gpu_parts import kernels
 from benchmarks.gpu_parts.building import enlarge
 from benchmarks.gpu_parts.context import percentile
 
@@ -73,3 +75,21 @@ def test_an_unknown_part_is_an_error(capsys):
     with pytest.raises(SystemExit):
         main([*TINY, "--only", "sequences"])
     assert "expected some of kernels, stages" in capsys.readouterr().err
+
+
+def test_figures_of_kernels_are_one_table_a_kernel() -> None:
+    figures = [
+        {"device": "X"},
+        {"kernel": "a", "ms": 1.5},
+        {"kernel": "a", "ms": 2, "dense": 3},
+        {"kernel": "b", "ms": 4},
+    ]
+    tables = kernels.table({"figures": figures}).split("\n\n")
+    assert [table.splitlines()[0] for table in tables] == ["| device |", "| kernel | ms | dense |", "| kernel | ms |"]
+    assert len(tables[1].splitlines()) == 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_kernels_without_a_gpu_say_so() -> None:
+    result = kernels.measure(None)
+    assert kernels.table(result) == "Not measured: no CUDA device"
