@@ -6,9 +6,11 @@ them where the image has more detail than that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic_mapper.config import Config, param
@@ -17,20 +19,19 @@ from panoptic_mapper.geometry import rotation_matrices, transform
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.panoptic_map import MapView
 
-SPLIT_SHRINK = 1.6  # standard deviation of a Gaussian over those of the two that it is split into
+SPLIT_SHRINK = 1.4  # longest standard deviation of a Gaussian over those of the two that it is split into
 SPREAD = (1 - SPLIT_SHRINK**-2) ** 0.5  # of the two centres, in its standard deviations: the covariance stays the same
 
 
 @dataclass(frozen=True)
 class DensificationConfig(Config):
-    """Which Gaussians are cloned and split during global optimisation, and how opacities are reset."""
+    """Which Gaussians are split during global optimisation, and how opacities are reset."""
 
-    every: int = param(200, "steps between two rounds of cloning and splitting, 0 = none", ge=0)
-    until: float = param(0.5, "share of the steps after which no Gaussian is cloned, split or reset", ge=0, le=1)
+    every: int = param(200, "steps between two rounds of splitting, 0 = none", ge=0)
+    until: float = param(0.5, "share of the steps after which no Gaussian is split or reset", ge=0, le=1)
     gradient: float = param(
         2e-4, "mean gradient in the image, in units of half its size, above which a Gaussian is one too few", gt=0
     )
-    split_scale_m: float = param(0.02, "standard deviation above which it is split, below it is cloned, m", gt=0)
     max_gaussians: int = param(2_000_000, "the map is not densified beyond this number", ge=1)
     reset_every: int = param(0, "steps between two resets of the opacities, 0 = none", ge=0)
     reset_opacity: float = param(0.2, "a reset lowers opacities to this", gt=0, le=0.99)
@@ -69,35 +70,27 @@ class ScreenGradients:
 
 
 @torch.no_grad()
-def densify(
-    gaussians: GaussianMap, gradients: ScreenGradients, config: DensificationConfig, generator: torch.Generator
-) -> int:
-    """Clones small and splits large Gaussians that have a large mean gradient; returns how many there are more.
+def densify(gaussians: GaussianMap, gradients: ScreenGradients, config: DensificationConfig) -> int:
+    """Splits the Gaussians that have a large mean gradient along their longest axis; returns how many there are more.
 
-    Both give two Gaussians for one, with its labels, colour and anchor, on either side of its centre at a random place
-    within it. Of a split both are smaller; of a clone both are fainter, so that together they are as opaque as it was:
-    (1 - a)^2 = 1 - alpha. At most `max_gaussians` are left, and the largest gradients come first.
+    The two lie on either side of the centre and are shorter along that axis alone, so that the pair has the mean and
+    the covariance of the one, and fainter, so that it has its optical depth -ln(1 - alpha), summed along the axis. Thus
+    it shows nearly what the one did. Labels, colour, anchor and all else are the same. At most `max_gaussians` are
+    left, and the largest gradients come first.
     """
     room = max(0, config.max_gaussians - len(gaussians))
     ids = (gradients.mean > config.gradient).nonzero()[:, 0]
     if len(ids) > room:
         ids = ids[gradients.mean[ids].argsort(descending=True, stable=True)[:room]].sort().values
-    columns = {name: gaussians[name][ids] for name in ("means", "quats", "log_scales", "opacity_logits")}
-    scales = columns["log_scales"].exp()
-    is_split = scales.amax(1, keepdim=True) > config.split_scale_m
-    noise = torch.randn(len(ids), 3, generator=generator).to(scales)
-    local = SPREAD * scales * noise
-    offset = (rotation_matrices(columns["quats"]) @ local[..., None])[..., 0]
-    shrink = scales.new_tensor([SPLIT_SHRINK, SPLIT_SHRINK, 1 if gaussians.config.base == "surfel" else SPLIT_SHRINK])
-    shrunk = columns["log_scales"] - shrink.log()
-    clear = (1 - columns["opacity_logits"].sigmoid()).clamp_min(1e-6)
-    fainter = torch.logit(1 - clear.sqrt())
-    changed = {
-        "log_scales": torch.where(is_split, shrunk, columns["log_scales"]),
-        "opacity_logits": torch.where(is_split, columns["opacity_logits"], fainter),
-    }
-    gaussians.set_rows(ids, means=columns["means"] - offset, **changed)
-    gaussians.duplicate(ids, changed | {"means": columns["means"] + offset})
+    means, log_scales = gaussians["means"][ids], gaussians["log_scales"][ids]
+    along = F.one_hot(log_scales.argmax(1), 3).to(means)
+    axis = (rotation_matrices(gaussians["quats"][ids]) @ along[..., None])[..., 0]
+    offset = SPREAD * log_scales.amax(1, keepdim=True).exp() * axis
+    shorter = log_scales - math.log(SPLIT_SHRINK) * along
+    clear = (1 - gaussians["opacity_logits"][ids].sigmoid()).clamp_min(1e-6)
+    changed = {"log_scales": shorter, "opacity_logits": torch.logit(1 - clear ** (SPLIT_SHRINK / 2))}
+    gaussians.set_rows(ids, means=means - offset, **changed)
+    gaussians.duplicate(ids, changed | {"means": means + offset})
     return len(ids)
 
 

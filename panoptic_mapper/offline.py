@@ -44,7 +44,7 @@ def optimize_globally(
     """Optimises a mapper's whole map over all of its keyframes; does nothing while there are none.
 
     Every keyframe comes once before any comes again. The learning rates fall exponentially, the SH degree of the
-    colours rises, Gaussians are cloned, split and removed, masks are associated anew, and labels are learned all along.
+    colours rises, Gaussians are split and removed, masks are associated anew, and labels are learned all along.
     The mapper can take further frames afterwards.
 
     Args:
@@ -82,12 +82,11 @@ class Refinement:
 
     def __init__(self, mapper: PanopticMapper):
         self.mapper, self.config = mapper, mapper.config.densification
-        self._generator = torch.Generator().manual_seed(mapper.config.seed)
         self._gradients = ScreenGradients(mapper.map.gaussians)
         self._steps = 0
 
     def step(self, keyframe: Keyframe, is_open: bool) -> None:
-        """One step on a keyframe; Gaussians are cloned, split and reset only while `is_open`."""
+        """One step on a keyframe; Gaussians are split and reset only while `is_open`."""
         optimizer, gaussians = self.mapper.optimizer, self.mapper.map.gaussians
         optimizer.on_gradients = self._gradients.add if is_open else None
         optimizer.step(keyframe, self.mapper.keyframes.neighbours(keyframe, optimizer.config.warp_views))
@@ -97,7 +96,7 @@ class Refinement:
             keep = needed(self.mapper)  # before any is made fainter, which would have no time to come back
             gaussians.keep(keep)
             self._gradients.keep(keep)
-            densify(gaussians, self._gradients, self.config, self._generator)
+            densify(gaussians, self._gradients, self.config)
             self._gradients = ScreenGradients(gaussians)
         if is_open and self._is_due(self.config.reset_every):
             reset_opacities(gaussians, self.config)
