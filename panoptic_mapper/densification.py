@@ -30,7 +30,7 @@ class DensificationConfig(Config):
     every: int = param(200, "steps between two rounds of splitting, 0 = none", ge=0)
     until: float = param(0.5, "share of the steps after which no Gaussian is split or reset", ge=0, le=1)
     gradient: float = param(
-        2e-4, "mean gradient in the image, in units of half its size, above which a Gaussian is one too few", gt=0
+        1e-3, "mean gradient in the image, in units of half its size, above which a Gaussian is one too few", gt=0
     )
     max_gaussians: int = param(2_000_000, "the map is not densified beyond this number", ge=1)
     reset_every: int = param(0, "steps between two resets of the opacities, 0 = none", ge=0)
