@@ -157,14 +157,15 @@ def test_new_rows_have_no_moments_and_old_ones_keep_the_scale_of_their_gradients
 
 
 def test_opacities_are_lowered_and_come_back_where_they_are_needed() -> None:
-    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", segmenter=PassOn(SPACE))
+    sizes_stay = "learning_rates.log_scales=8e-3"  # nearly: else they grow instead of the opacities
+    mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", sizes_stay, segmenter=PassOn(SPACE))
     gaussians = mapper.map.gaussians
     gaussians["opacity_logits"][0] = -2.5
     reset_opacities(gaussians, DensificationConfig(reset_opacity=0.2))
     alpha = gaussians["opacity_logits"][:, 0].sigmoid()
     torch.testing.assert_close(alpha[1:], torch.full_like(alpha[1:], 0.2))
     torch.testing.assert_close(alpha[0], torch.tensor(-2.5).sigmoid())  # is not raised
-    mapper.refine(100)
+    mapper.refine(60)
     assert gaussians["opacity_logits"][:, 0].sigmoid().median() > 0.5
 
 

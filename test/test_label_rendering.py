@@ -233,7 +233,7 @@ def test_a_step_with_global_attention_changes_only_what_is_in_view() -> None:
 
 @pytest.mark.parametrize("setting", ["labels.blending=feature", "labels.attention=global"])
 def test_steps_lower_the_label_losses(setting: str) -> None:
-    mapper = two_sided_mapper(setting)
+    mapper = two_sided_mapper(setting, "learning_rates.log_scales=8e-3")  # so that it is labels that change most
     keyframe = mapper.keyframes.all[0]
 
     def label_losses() -> dict[str, float]:
@@ -245,4 +245,4 @@ def test_steps_lower_the_label_losses(setting: str) -> None:
     for _ in range(40):
         after = label_losses()
     for name, value in before.items():
-        assert after[name] < 0.95 * value, name
+        assert after[name] < 0.9 * value, name
