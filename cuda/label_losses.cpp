@@ -20,35 +20,35 @@ constexpr int64_t kChunk = 4096;  // pixels whose sums are one partial sum, what
 
 // The arguments, checked, and kept alive while `images` points to them.
 struct LossArguments {
-  Tensor panoptic, logs, panoptic_targets, semantic_targets, weights;
+  Tensor masks, logs, panoptic_targets, semantic_targets, weights;
   LabelImages images;
 
-  LossArguments(const Tensor& p, const Tensor& l, const Tensor& pt, const Tensor& st, const Tensor& w, int64_t S) {
-    const at::Device device = p.device();
-    check_on(p, "panoptic", device, at::kFloat, {-1, -1, -1});
-    const int64_t H = p.size(0), W = p.size(1), P = p.size(2);
+  LossArguments(const Tensor& m, const Tensor& l, const Tensor& pt, const Tensor& st, const Tensor& w, int64_t S) {
+    const at::Device device = m.device();
+    check_on(m, "masks", device, at::kFloat, {-1, -1, -1});
+    const int64_t H = m.size(0), W = m.size(1), Q = m.size(2), P = S + 1 + Q;
     check_on(l, "logs", device, at::kFloat, {H, W, -1});
     check_on(pt, "panoptic_targets", device, at::kLong, {H, W});
     check_on(st, "semantic_targets", device, at::kLong, {H, W});
     check_on(w, "weights", device, at::kFloat, {H, W});
-    TORCH_CHECK_VALUE(S >= 0 && S + 1 <= P, "num_stuff: expected 0.." + std::to_string(P - 1) + ", got " + std::to_string(S));
-    TORCH_CHECK_VALUE(l.size(2) >= P && l.size(2) < (1 << 24), "logs: expected at least " + std::to_string(P) +
-                                                                  " columns, those of panoptic, got " +
-                                                                  std::to_string(l.size(2)));
-    panoptic = p.contiguous(), logs = l.contiguous(), weights = w.contiguous();
+    TORCH_CHECK_VALUE(S >= 0, "num_stuff: expected at least 0, got " + std::to_string(S));
+    TORCH_CHECK_VALUE(l.size(2) >= P && l.size(2) < (1 << 24),
+                      "logs: expected at least " + std::to_string(P) + " columns, of stuff, none, and the masks, got " +
+                          std::to_string(l.size(2)));
+    masks = m.contiguous(), logs = l.contiguous(), weights = w.contiguous();
     panoptic_targets = pt.contiguous(), semantic_targets = st.contiguous();
-    images = {panoptic.const_data_ptr<float>(), logs.const_data_ptr<float>(), weights.const_data_ptr<float>(),
+    images = {masks.const_data_ptr<float>(), logs.const_data_ptr<float>(), weights.const_data_ptr<float>(),
               panoptic_targets.const_data_ptr<int64_t>(), semantic_targets.const_data_ptr<int64_t>(),
-              H * W, (int)P, (int)(l.size(2) - P), (int)S};
+              H * W, (int)Q, (int)(l.size(2) - P), (int)S};
   }
 };
 
 void add_pixel(const LabelImages& im, int64_t pixel, float* sums) {
-  const int Q = im.num_queries(), semantic = im.semantic_column(pixel), panoptic = im.panoptic_column(pixel);
+  const int Q = im.Q, semantic = im.semantic_column(pixel), panoptic = im.panoptic_column(pixel);
   const float weight = im.weights[pixel], *logs = im.logs + pixel * im.num_logs();
   if (semantic >= 0) sums[0] += weight * logs[semantic], sums[1] += weight;
   if (panoptic >= 0) sums[2] += weight * logs[panoptic], sums[3] += weight;
-  const float* masks = im.panoptic + pixel * im.P + im.first_query();
+  const float* masks = im.masks + pixel * im.Q;
   float* of_queries = sums + LabelImages::kPixelSums;
   const int query = im.query_of(pixel);
   if (query >= 0) of_queries[query] += masks[query], of_queries[Q + query] += 1;
@@ -60,8 +60,8 @@ void losses_of(const LabelImages& im, const float* sums, float* losses) {
   losses[0] = -sums[0] / at_least_one(sums[1]);
   losses[1] = -sums[2] / at_least_one(sums[3]);
   float total = 0, num_matched = 0;
-  for (int q = 0; q < im.num_queries(); ++q) {
-    const DiceOf dice(sums, im.num_queries(), q);
+  for (int q = 0; q < im.Q; ++q) {
+    const DiceOf dice(sums, im.Q, q);
     total += dice.value, num_matched += dice.is_matched;
   }
   losses[2] = total / at_least_one(num_matched);
@@ -84,8 +84,8 @@ void losses_on_cpu(const LabelImages& im, float* sums, float* losses) {
   losses_of(im, sums, losses);
 }
 
-void backward_on_cpu(const LabelImages& im, const float* v, const float* sums, float* v_panoptic, float* v_logs) {
-  const int Q = im.num_queries(), L = im.num_logs();
+void backward_on_cpu(const LabelImages& im, const float* v, const float* sums, float* v_masks, float* v_logs) {
+  const int Q = im.Q, L = im.num_logs();
   std::vector<float> of_mask(Q), of_intersection(Q);
   float num_matched = 0;
   for (int q = 0; q < Q; ++q) num_matched += DiceOf(sums, Q, q).is_matched;
@@ -96,10 +96,9 @@ void backward_on_cpu(const LabelImages& im, const float* v, const float* sums, f
   }
   at::parallel_for(0, im.num_pixels, kChunk, [&](int64_t begin, int64_t end) {
     for (int64_t pixel = begin; pixel < end; ++pixel) {
-      float *masks = v_panoptic + pixel * im.P, *logs = v_logs + pixel * L;
-      std::fill_n(masks, im.P, 0.0f);
+      float *masks = v_masks + pixel * Q, *logs = v_logs + pixel * L;
+      std::fill_n(masks, Q, 0.0f);
       std::fill_n(logs, L, 0.0f);
-      masks += im.first_query();
       if (im.is_told(pixel)) std::copy_n(of_mask.data(), Q, masks);
       if (const int query = im.query_of(pixel); query >= 0) masks[query] += of_intersection[query];
       for (const int column : {im.semantic_column(pixel), im.panoptic_column(pixel)}) {
@@ -163,16 +162,16 @@ std::tuple<Tensor, Tensor, Tensor> label_targets(const Tensor& mask_index, const
   return {panoptic_targets, semantic_targets, weights};
 }
 
-std::tuple<Tensor, Tensor> label_losses(const Tensor& panoptic, const Tensor& logs, const Tensor& panoptic_targets,
+std::tuple<Tensor, Tensor> label_losses(const Tensor& masks, const Tensor& logs, const Tensor& panoptic_targets,
                                         const Tensor& semantic_targets, const Tensor& weights, int64_t num_stuff) {
-  const LossArguments a(panoptic, logs, panoptic_targets, semantic_targets, weights, num_stuff);
-  const Tensor losses = at::empty({3}, panoptic.options()), sums = at::empty({a.images.num_sums()}, panoptic.options());
+  const LossArguments a(masks, logs, panoptic_targets, semantic_targets, weights, num_stuff);
+  const Tensor losses = at::empty({3}, masks.options()), sums = at::empty({a.images.num_sums()}, masks.options());
 #ifdef PANOPTIC_MAPPER_WITH_CUDA
-  if (panoptic.is_cuda()) {
+  if (masks.is_cuda()) {
     const int64_t blocks = label_losses_blocks(a.images.num_pixels);
-    const Tensor partials = at::empty({blocks, a.images.num_sums()}, panoptic.options());
+    const Tensor partials = at::empty({blocks, a.images.num_sums()}, masks.options());
     launch_label_losses(a.images, blocks, partials.data_ptr<float>(), sums.data_ptr<float>(), losses.data_ptr<float>(),
-                        panoptic.get_device());
+                        masks.get_device());
     return {losses, sums};
   }
 #endif
@@ -180,25 +179,25 @@ std::tuple<Tensor, Tensor> label_losses(const Tensor& panoptic, const Tensor& lo
   return {losses, sums};
 }
 
-std::tuple<Tensor, Tensor> label_losses_backward(const Tensor& v_losses, const Tensor& sums, const Tensor& panoptic,
+std::tuple<Tensor, Tensor> label_losses_backward(const Tensor& v_losses, const Tensor& sums, const Tensor& masks,
                                                  const Tensor& logs, const Tensor& panoptic_targets,
                                                  const Tensor& semantic_targets, const Tensor& weights,
                                                  int64_t num_stuff) {
-  const LossArguments a(panoptic, logs, panoptic_targets, semantic_targets, weights, num_stuff);
-  check_on(v_losses, "v_losses", panoptic.device(), at::kFloat, {3});
-  check_on(sums, "sums", panoptic.device(), at::kFloat, {a.images.num_sums()});
+  const LossArguments a(masks, logs, panoptic_targets, semantic_targets, weights, num_stuff);
+  check_on(v_losses, "v_losses", masks.device(), at::kFloat, {3});
+  check_on(sums, "sums", masks.device(), at::kFloat, {a.images.num_sums()});
   const Tensor v = v_losses.contiguous(), s = sums.contiguous();
-  const Tensor v_panoptic = at::empty(panoptic.sizes(), panoptic.options()), v_logs = at::empty(logs.sizes(), logs.options());
+  const Tensor v_masks = at::empty(masks.sizes(), masks.options()), v_logs = at::empty(logs.sizes(), logs.options());
 #ifdef PANOPTIC_MAPPER_WITH_CUDA
-  if (panoptic.is_cuda()) {
+  if (masks.is_cuda()) {
     launch_label_losses_backward(a.images, v.const_data_ptr<float>(), s.const_data_ptr<float>(),
-                                 v_panoptic.data_ptr<float>(), v_logs.data_ptr<float>(), panoptic.get_device());
-    return {v_panoptic, v_logs};
+                                 v_masks.data_ptr<float>(), v_logs.data_ptr<float>(), masks.get_device());
+    return {v_masks, v_logs};
   }
 #endif
-  backward_on_cpu(a.images, v.const_data_ptr<float>(), s.const_data_ptr<float>(), v_panoptic.data_ptr<float>(),
+  backward_on_cpu(a.images, v.const_data_ptr<float>(), s.const_data_ptr<float>(), v_masks.data_ptr<float>(),
                   v_logs.data_ptr<float>());
-  return {v_panoptic, v_logs};
+  return {v_masks, v_logs};
 }
 
 }  // namespace panoptic_mapper

@@ -1,8 +1,8 @@
 // What a keyframe's 2D labels ask of a view's label images (operators `label_targets`, `label_losses` and its backward).
 //
-// Columns: panoptic images have [stuff classes (S) | unassigned thing | queries in view (Q)], P = S + 1 + Q. Images of
-// logarithms have these and then the thing classes (T). A semantic target s means column s of the stuff classes where
-// s < S, and column P + s - S of the logarithms else.
+// Columns: panoptic targets are of [stuff classes (S) | unassigned thing | queries in view (Q)], P = S + 1 + Q. Images of
+// logarithms have these and then the thing classes (T), masks M only the queries. A semantic target s means column s of
+// the stuff classes where s < S, and column P + s - S of the logarithms else.
 //
 //     semantic = -sum_u w(u) log_p(u, s(u)) / max(sum_u w(u), 1)       over the pixels u with a target; panoptic likewise
 //     dice     = mean over the queries q that are the target of some pixel, of 1 - (2 I_q + 1) / (T_q + M_q + 1)
@@ -12,7 +12,7 @@
 //   * Images are float32 on one device, CPU or CUDA; targets int64, -1 = none. Those of label_targets may have any strides
 //     along rows and columns; others that are not contiguous are copied. Empty inputs are valid.
 //   * A target outside of its columns counts as none. Numbers of masks and rows outside of their tables likewise.
-//   * Gradients reach the panoptic image and the logarithms.
+//   * Gradients reach the masks and the logarithms.
 //   * Memory beside outputs: some numbers per block of threads and query. Sums have one order: bit-identical from run to
 //     run. CUDA: current stream, no synchronisation, can be captured in a graph.
 #pragma once
@@ -38,15 +38,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> label_targets(
     const at::Tensor& mask_factors, const at::Tensor& positions, const at::Tensor& stuff_of_classes,
     const at::Tensor& semantic_of_classes, int64_t first_query);
 
-// In: panoptic [H, W, P], logs [H, W, P + T], targets and weights as above.
+// In: masks [H, W, Q], logs [H, W, P + T], targets and weights as above.
 // Out: losses [3]: semantic, panoptic, dice; sums [4 + 3 Q] that the backward pass needs.
-std::tuple<at::Tensor, at::Tensor> label_losses(const at::Tensor& panoptic, const at::Tensor& logs,
+std::tuple<at::Tensor, at::Tensor> label_losses(const at::Tensor& masks, const at::Tensor& logs,
                                                 const at::Tensor& panoptic_targets, const at::Tensor& semantic_targets,
                                                 const at::Tensor& weights, int64_t num_stuff);
 
-// Gradients of panoptic and logs.
+// Gradients of masks and logs.
 std::tuple<at::Tensor, at::Tensor> label_losses_backward(
-    const at::Tensor& v_losses, const at::Tensor& sums, const at::Tensor& panoptic, const at::Tensor& logs,
+    const at::Tensor& v_losses, const at::Tensor& sums, const at::Tensor& masks, const at::Tensor& logs,
     const at::Tensor& panoptic_targets, const at::Tensor& semantic_targets, const at::Tensor& weights,
     int64_t num_stuff);
 
@@ -84,29 +84,29 @@ PM_DEVICE inline PixelTarget find_label_target(const TargetImages& t, int64_t ro
 }
 
 struct LabelImages {
-  const float *panoptic, *logs, *weights;
+  const float *masks, *logs, *weights;
   const int64_t *panoptic_targets, *semantic_targets;
   int64_t num_pixels;
-  int P, T, S;
+  int Q, T, S;
 
-  PM_DEVICE int num_queries() const { return P - S - 1; }
+  PM_DEVICE int num_panoptic() const { return S + 1 + Q; }
   PM_DEVICE int first_query() const { return S + 1; }
-  PM_DEVICE int num_logs() const { return P + T; }
-  PM_DEVICE int num_sums() const { return kPixelSums + 3 * num_queries(); }
+  PM_DEVICE int num_logs() const { return num_panoptic() + T; }
+  PM_DEVICE int num_sums() const { return kPixelSums + 3 * Q; }
   // The query that is the pixel's target, or -1.
   PM_DEVICE int query_of(int64_t pixel) const {
     const int64_t t = panoptic_targets[pixel];
-    return t >= first_query() && t < P ? (int)(t - first_query()) : -1;
+    return t >= first_query() && t < num_panoptic() ? (int)(t - first_query()) : -1;
   }
   // The columns of the logarithms that are the pixel's targets, or -1.
   PM_DEVICE int panoptic_column(int64_t pixel) const {
     const int64_t t = panoptic_targets[pixel];
-    return t >= 0 && t < P ? (int)t : -1;
+    return t >= 0 && t < num_panoptic() ? (int)t : -1;
   }
   PM_DEVICE int semantic_column(int64_t pixel) const {
     const int64_t t = semantic_targets[pixel];
     if (t < 0 || t >= S + T) return -1;
-    return (int)(t < S ? t : P + t - S);
+    return (int)(t < S ? t : num_panoptic() + t - S);
   }
 
   // Whether the labels tell what the pixel is: only then a mask there is for or against a query.
@@ -143,12 +143,10 @@ PM_DEVICE inline float v_log_at(const LabelImages& im, const float* v, const flo
   return gradient;
 }
 
-// The derivative by one element of the panoptic image. num_matched: queries that are a target.
-PM_DEVICE inline float v_panoptic_at(const LabelImages& im, const float* v, const float* sums, float num_matched,
-                                     int64_t pixel, int column) {
-  const int q = column - im.first_query();
-  if (q < 0) return 0;
-  const DiceOf dice(sums, im.num_queries(), q);
+// The derivative by one element of the masks. num_matched: queries that are a target.
+PM_DEVICE inline float v_mask_at(const LabelImages& im, const float* v, const float* sums, float num_matched, int64_t pixel,
+                                 int q) {
+  const DiceOf dice(sums, im.Q, q);
   float gradient = im.is_told(pixel) ? dice.of_mask : 0;
   if (im.query_of(pixel) == q) gradient += dice.of_intersection;
   return v[2] * gradient / at_least_one(num_matched);
@@ -160,6 +158,6 @@ int64_t label_losses_blocks(int64_t num_pixels);
 void launch_label_losses(const LabelImages& images, int64_t blocks, float* partials, float* sums, float* losses,
                          int device);
 void launch_label_losses_backward(const LabelImages& images, const float* v_losses, const float* sums,
-                                  float* v_panoptic, float* v_logs, int device);
+                                  float* v_masks, float* v_logs, int device);
 
 }  // namespace panoptic_mapper

@@ -38,7 +38,7 @@ __global__ void sums_kernel(LabelImages im, float* partials) {
   __shared__ float shared[kWarps][3 * kQueries];
   __shared__ float pixel_sums[kWarps][LabelImages::kPixelSums];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int Q = im.num_queries(), first = blockIdx.y * kQueries;
+  const int Q = im.Q, first = blockIdx.y * kQueries;
   float intersection[kPerLane] = {}, target[kPerLane] = {}, mask[kPerLane] = {};
   float sums[LabelImages::kPixelSums] = {};
   const int64_t begin = (int64_t)blockIdx.x * kPixelsPerBlock;
@@ -60,7 +60,7 @@ __global__ void sums_kernel(LabelImages im, float* partials) {
     for (int i = 0; i < num; ++i) {
       const int query = __shfl_sync(kAllLanes, own_query, i), told = __shfl_sync(kAllLanes, own_told, i);
       if (!told && query < 0) continue;
-      const float* masks = im.panoptic + (base + i) * im.P + im.first_query();
+      const float* masks = im.masks + (base + i) * im.Q;
 #pragma unroll
       for (int j = 0; j < kPerLane; ++j) {
         const int q = first + j * 32 + lane;
@@ -102,7 +102,7 @@ __global__ void sums_kernel(LabelImages im, float* partials) {
 // One block: a warp for each sum in turn, then the losses.
 __global__ void finish_kernel(LabelImages im, const float* partials, int num_blocks, float* sums, float* losses) {
   __shared__ float of_warps[2][kWarps];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_sums = im.num_sums(), Q = im.num_queries();
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, num_sums = im.num_sums(), Q = im.Q;
   for (int i = warp; i < num_sums; i += kWarps) {
     float sum = 0;
     for (int block = lane; block < num_blocks; block += 32) sum += partials[(int64_t)block * num_sums + i];
@@ -126,10 +126,10 @@ __global__ void finish_kernel(LabelImages im, const float* partials, int num_blo
   losses[2] = total / at_least_one(num_matched);
 }
 
-// Blocks along y: 0 the gradient of the panoptic image, 1 that of the logarithms.
-__global__ void backward_kernel(LabelImages im, const float* v, const float* sums, float* v_panoptic, float* v_logs) {
+// Blocks along y: 0 the gradient of the masks, 1 that of the logarithms.
+__global__ void backward_kernel(LabelImages im, const float* v, const float* sums, float* v_masks, float* v_logs) {
   __shared__ float num_matched;
-  const int Q = im.num_queries(), width = blockIdx.y == 0 ? im.P : im.num_logs();
+  const int Q = im.Q, width = blockIdx.y == 0 ? Q : im.num_logs();
   if (blockIdx.y == 0 && threadIdx.x < 32) {
     float count = 0;
     for (int q = threadIdx.x; q < Q; q += 32) count += DiceOf(sums, Q, q).is_matched;
@@ -142,7 +142,7 @@ __global__ void backward_kernel(LabelImages im, const float* v, const float* sum
     const int64_t pixel = i / width;
     const int column = (int)(i - pixel * width);
     if (blockIdx.y == 0) {
-      v_panoptic[i] = v_panoptic_at(im, v, sums, num_matched, pixel, column);
+      v_masks[i] = v_mask_at(im, v, sums, num_matched, pixel, column);
     } else {
       v_logs[i] = v_log_at(im, v, sums, pixel, column);
     }
@@ -166,7 +166,7 @@ void launch_label_losses(const LabelImages& images, int64_t blocks, float* parti
                          int device) {
   const c10::cuda::CUDAGuard guard((c10::DeviceIndex)device);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  const int64_t of_queries = std::max<int64_t>(1, ceil_div(images.num_queries(), kQueries));
+  const int64_t of_queries = std::max<int64_t>(1, ceil_div(images.Q, kQueries));
   if (blocks > 0) {
     sums_kernel<<<dim3((unsigned)blocks, (unsigned)of_queries), kThreads, 0, stream>>>(images, partials);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -176,12 +176,12 @@ void launch_label_losses(const LabelImages& images, int64_t blocks, float* parti
 }
 
 void launch_label_losses_backward(const LabelImages& images, const float* v_losses, const float* sums,
-                                  float* v_panoptic, float* v_logs, int device) {
+                                  float* v_masks, float* v_logs, int device) {
   if (images.num_pixels == 0) return;
   const c10::cuda::CUDAGuard guard((c10::DeviceIndex)device);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
   const int64_t blocks = std::min<int64_t>(ceil_div(images.num_pixels * images.num_logs(), kThreads), 4096);
-  backward_kernel<<<dim3((unsigned)blocks, 2), kThreads, 0, stream>>>(images, v_losses, sums, v_panoptic, v_logs);
+  backward_kernel<<<dim3((unsigned)blocks, 2), kThreads, 0, stream>>>(images, v_losses, sums, v_masks, v_logs);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

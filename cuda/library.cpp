@@ -9,6 +9,7 @@
 #include "local_cross_attention.h"
 #include "map_rows.h"
 #include "rasterize.h"
+#include "splat_step.h"
 #include "visibility.h"
 #include "whitening.h"
 
@@ -30,7 +31,7 @@ extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapp
   "Tensor probabilities, Tensor depth, Tensor intrinsics, Tensor targets, Tensor target_depth,"               \
   " Tensor target_intrinsics, Tensor T_target_source"
 #define PM_LOSSES                                                                                            \
-  "Tensor panoptic, Tensor logs, Tensor panoptic_targets, Tensor semantic_targets, Tensor weights, int num_stuff"
+  "Tensor masks, Tensor logs, Tensor panoptic_targets, Tensor semantic_targets, Tensor weights, int num_stuff"
 #define PM_CAMERA "Tensor T_camera_map, float fx, float fy, float cx, float cy, int width, int height"
 
 TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
@@ -56,6 +57,11 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
   m.def("gather_columns(Tensor values, Tensor ids, int[] widths) -> Tensor[]");
   m.def("adam_rows_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor? which,"
         " Tensor?[] gradients, int[] widths, Tensor rates, float beta_1, float beta_2, float epsilon) -> ()");
+  m.def("splat_inputs(Tensor values, Tensor ids, bool with_copies)"
+        " -> (Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor features)");
+  m.def("splat_step_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor v_means, Tensor v_quats,"
+        " Tensor v_scales, Tensor v_opacities, Tensor v_features, Tensor rates, float beta_1, float beta_2,"
+        " float epsilon, float max_scale, float v_excess, float least_weight, float relaxation, float min_weight) -> ()");
   m.def("frustum_mask(Tensor means, " PM_CAMERA ", float margin, float near_m, Tensor? limits) -> Tensor");
   m.def("holding_mask(Tensor means, Tensor rows, Tensor centers, Tensor quats, Tensor log_scales, " PM_CAMERA
         ", float chi2) -> Tensor");
@@ -66,7 +72,7 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
         " Tensor mask_classes, Tensor mask_factors, Tensor positions, Tensor stuff_of_classes,"
         " Tensor semantic_of_classes, int first_query) -> (Tensor panoptic, Tensor semantic, Tensor weights)");
   m.def("label_losses(" PM_LOSSES ") -> (Tensor losses, Tensor sums)");
-  m.def("label_losses_backward(Tensor v_losses, Tensor sums, " PM_LOSSES ") -> (Tensor v_panoptic, Tensor v_logs)");
+  m.def("label_losses_backward(Tensor v_losses, Tensor sums, " PM_LOSSES ") -> (Tensor v_masks, Tensor v_logs)");
   m.def("raise_device_errors() -> ()", panoptic_mapper::raise_device_errors);
 }
 
@@ -87,6 +93,8 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("splat_inputs", panoptic_mapper::splat_inputs);
+  m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);
   m.impl("holding_mask", panoptic_mapper::holding_mask);
   m.impl("whitening_matrices", panoptic_mapper::whitening_matrices);
@@ -104,6 +112,8 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("splat_inputs", panoptic_mapper::splat_inputs);
+  m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);
   m.impl("holding_mask", panoptic_mapper::holding_mask);
   m.impl("whitening_matrices", panoptic_mapper::whitening_matrices);

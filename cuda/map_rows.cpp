@@ -30,7 +30,9 @@ Columns columns_of(at::IntArrayRef widths, int64_t width) {
   return columns;
 }
 
-void check_table(const Tensor& values, const Tensor& ids) {
+}  // namespace
+
+void check_rows(const Tensor& values, const Tensor& ids) {
   TORCH_CHECK_VALUE(values.dim() == 2 && ids.dim() == 1, "values, ids: expected [N, D], [V], got " +
                                                              sizes_text(values.sizes()) + ", " + sizes_text(ids.sizes()));
   check_on(values, "values", values.device(), at::kFloat, {-1, -1});
@@ -46,10 +48,15 @@ void check_table(const Tensor& values, const Tensor& ids) {
   }
 }
 
-}  // namespace
+AdamRows adam_rows(const Tensor& values, const Tensor& moments, const Tensor& steps, const Tensor& ids, const bool* which,
+                   const Tensor& rates, double beta_1, double beta_2, double epsilon) {
+  return {values.data_ptr<float>(), moments.data_ptr<float>(), steps.data_ptr<float>(), ids.const_data_ptr<int64_t>(), which,
+          rates.const_data_ptr<float>(), values.size(0), ids.size(0), (float)std::log(beta_1), (float)std::log(beta_2),
+          (float)(1 - beta_1), (float)(1 - beta_2), (float)epsilon};
+}
 
 std::vector<Tensor> gather_columns(const Tensor& values, const Tensor& ids, at::IntArrayRef widths) {
-  check_table(values, ids);
+  check_rows(values, ids);
   Columns columns = columns_of(widths, values.size(1));
   std::vector<Tensor> gathered;
   for (int c = 0; c < columns.count; ++c) {
@@ -80,7 +87,7 @@ std::vector<Tensor> gather_columns(const Tensor& values, const Tensor& ids, at::
 void adam_rows_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids, const std::optional<Tensor>& which,
                 const c10::List<std::optional<Tensor>>& gradients, at::IntArrayRef widths, const Tensor& rates,
                 double beta_1, double beta_2, double epsilon) {
-  check_table(values, ids);
+  check_rows(values, ids);
   const at::Device device = values.device();
   const int64_t N = values.size(0), D = values.size(1), V = ids.size(0);
   check_on(moments, "moments", device, at::kFloat, {N, 2, D});
@@ -105,10 +112,8 @@ void adam_rows_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids, 
     chosen = which->contiguous();
   }
   const Tensor rows = ids.contiguous(), rate = rates.contiguous();
-  const AdamRows a{values.data_ptr<float>(), moments.data_ptr<float>(), steps.data_ptr<float>(),
-                   rows.const_data_ptr<int64_t>(), chosen.defined() ? chosen.const_data_ptr<bool>() : nullptr,
-                   rate.const_data_ptr<float>(), N, V, (float)std::log(beta_1), (float)std::log(beta_2),
-                   (float)(1 - beta_1), (float)(1 - beta_2), (float)epsilon};
+  const AdamRows a = adam_rows(values, moments, steps, rows, chosen.defined() ? chosen.const_data_ptr<bool>() : nullptr,
+                               rate, beta_1, beta_2, epsilon);
 #ifdef PANOPTIC_MAPPER_WITH_CUDA
   if (values.is_cuda()) {
     raise_device_errors();

@@ -72,6 +72,13 @@ PM_DEVICE inline void adam_element(const AdamRows& a, int width, int64_t row, in
   a.values[row * width + d] -= a.rates[d] * first_hat / (sqrtf(second_hat) + a.epsilon);
 }
 
+// The checks of a table's values [N, D] and of ids [V], for operators that change rows.
+void check_rows(const at::Tensor& values, const at::Tensor& ids);
+
+// Of checked tensors, all contiguous; which may be null.
+AdamRows adam_rows(const at::Tensor& values, const at::Tensor& moments, const at::Tensor& steps, const at::Tensor& ids,
+                   const bool* which, const at::Tensor& rates, double beta_1, double beta_2, double epsilon);
+
 // CUDA kernels (map_rows_kernels.cu).
 void launch_gather_columns(const float* values, const int64_t* ids, int64_t num_rows, int64_t num_ids,
                            const Columns& columns, int device);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +79,7 @@ class GaussianMap:
         self.appearance = ParameterTable(APPEARANCE_WIDTHS, vars(rates), device)
         self.labels = ParameterTable(LABEL_WIDTHS, vars(rates), device)
         self._book = torch.zeros(0, len(BOOK), dtype=torch.int32, device=device)
+        self.revision = 0  # counts the changes of which rows there are
         self.raise_sh_degree(self.config.sh_degree)
         self.scale_rates(1.0, 1.0)
 
@@ -137,16 +139,21 @@ class GaussianMap:
             camera: of the view.
             limits: depths beyond which nothing is seen, of `occlusion.depth_limits`; None = everything is a candidate.
         """
+        return self.ids_in_frustums([(T_camera_map, camera, limits)])[0]
+
+    def ids_in_frustums(self, views: Sequence[tuple[Tensor, PinholeCamera, Tensor | None]]) -> list[Tensor]:
+        """The candidates of several views, see `ids_in_frustum`; a GPU is waited for once."""
         ops.load()
-        inside = torch.ops.panoptic_mapper.frustum_mask(
-            self["means"],
-            T_camera_map,
-            *camera.numbers,
-            FRUSTUM_MARGIN,
-            NEAR_M,
-            limits,
+        kernels, means = torch.ops.panoptic_mapper, self["means"]
+        masks = torch.stack(
+            [
+                kernels.frustum_mask(means, T, *camera.numbers, FRUSTUM_MARGIN, NEAR_M, limits)
+                for T, camera, limits in views
+            ]
         )
-        return inside.nonzero()[:, 0]
+        counts = masks.sum(1).tolist()
+        places = masks.flatten().nonzero_static(size=sum(counts))[:, 0].split(counts)
+        return [place - view * len(self) for view, place in enumerate(places)]
 
     def append(self, columns: dict[str, Tensor], anchor: int) -> None:
         """Adds Gaussians [n, width] by column, bound to the keyframe `anchor`; they start without a label."""
@@ -165,6 +172,7 @@ class GaussianMap:
         kept = mask.nonzero()[:, 0]
         if len(kept) == len(self):
             return
+        self.revision += 1
         self.appearance.keep(kept)
         self.labels.keep(kept)
         self._book = self._book[kept]
@@ -184,6 +192,7 @@ class GaussianMap:
 
     def _append_rows(self, columns: dict[str, Tensor]) -> None:
         """Adds rows to the table; higher bands of the colours that are not given, or are of a lower degree, are 0."""
+        self.revision += 1
         width = self.appearance.widths.get(HARMONICS, 0)
         if width > 0:
             given = columns.get(HARMONICS, columns["colors"].new_zeros(len(columns["colors"]), 0))

@@ -10,17 +10,42 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from panoptic_mapper import ops
 from panoptic_mapper.captured_loss import CapturedLosses
 from panoptic_mapper.density_control import DensityConfig
-from panoptic_mapper.gaussian_map import GaussianMap, splat_inputs
+from panoptic_mapper.gaussian_map import GaussianMap
 from panoptic_mapper.image_loss import IMAGE_TERMS, image_loss
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.losses import LossWeights
-from panoptic_mapper.rasterizers.base import MIN_ALPHA, TracingRasterizer
+from panoptic_mapper.parameter_table import BETA_1, BETA_2, EPSILON
+from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView, Rendering, TracingRasterizer
 from panoptic_mapper.rasterizers.checks import expected_depth
-from panoptic_mapper.seen_counter import COUNT_WEIGHT, least_weight, relax_colors
+from panoptic_mapper.seen_counter import COUNT_WEIGHT, least_weight, relaxation
+
+
+@dataclass(frozen=True)
+class TakenStep:
+    """What a step found, and what it drew before it changed the Gaussians."""
+
+    terms: dict[str, Tensor]  # unweighted terms of its loss
+    view: ProjectedView | None  # None = it was not asked for
+    image: Tensor  # [H, W, 5 or 8], see `splatted_loss`
+    alpha: Tensor  # [H, W]
+    means: Tensor  # [M, 3] centres of all that might have been in view
+    weights: Tensor  # [V] gradients of the counted channel, of the rows of the view
+
+    @property
+    def is_seen(self) -> Tensor:
+        """Which rows of the view make up more than `seen_counter.MIN_SEEN_PX` pixels: bool [V]."""
+        return self.weights > least_weight(*self.alpha.shape)
+
+    @property
+    def rendering(self) -> Rendering:
+        depth = expected_depth(self.image[..., -1], self.alpha, MIN_ALPHA)
+        return Rendering(self.image[..., :3], depth, self.alpha)
 
 
 @dataclass
@@ -39,47 +64,58 @@ class ImageStep:
     color_relaxation: float
 
     def __post_init__(self) -> None:
+        ops.load()
         self._loss = partial(splatted_loss, weights=self.weights, density=self.density)
         self._captured = CapturedLosses(self._loss, num_differentiable=2)
 
     @torch.no_grad()
-    def __call__(self, keyframe: Keyframe, ids: Tensor, T_camera_map: Tensor) -> dict[str, Tensor]:
-        """Takes a step; returns the unweighted terms of its loss, none where nothing is in view.
+    def __call__(
+        self, keyframe: Keyframe, ids: Tensor, T_camera_map: Tensor, with_view: bool = False
+    ) -> TakenStep | None:
+        """Takes a step; None where nothing is in view.
 
         Args:
             keyframe: the observation.
             ids: rows [M] of the Gaussians that may be in view.
             T_camera_map: [4, 4] its pose.
+            with_view: whether the view is asked for.
         """
-        candidates = self.gaussians.appearance.gather(ids)
-        means, quats, scales, opacities = splat_inputs(candidates)
-        view = self.rasterizer.trace(means, quats, scales, opacities, T_camera_map, keyframe.camera)
-        visible = view.visible
-        if len(visible) == 0:
-            return {}
+        if len(ids) == 0:
+            return None
+        table, max_scale_m = self.gaussians.appearance, self.weights.max_scale_m
+        values, moments, steps = table.storage
         # A 1 for each Gaussian, whose gradient is the sum of its weights in all pixels; its colour again, for errors.
-        colors = candidates["colors"][visible]
-        copies = colors if self.color_relaxation > 0 else colors[:, :0]
-        image, alpha = view.splat(torch.cat([colors, colors.new_ones(len(visible), 1), copies], dim=1))
+        with_copies, kernels = self.color_relaxation > 0, torch.ops.panoptic_mapper
+        means, quats, scales, opacities, features = kernels.splat_inputs(values, ids, with_copies)
+        traced = self.rasterizer.trace(means, quats, scales, opacities, T_camera_map, keyframe.camera, with_view)
+        view, rows = traced.view, ids
+        if view is not None:
+            rows, features = ids[view.visible], features[view.visible]
+        image, alpha = traced.splat(features)
         terms, v_image, v_alpha = self._gradients(image, alpha, keyframe)
-        v = view.backward(v_image, v_alpha)
-        scales, opacities = scales[visible], opacities[visible]
-        excess = scales - self.weights.max_scale_m
-        v_scales = v.scales + (excess > 0) * (self.weights.scale / len(ids))
-        gradients = {
-            "means": v.means,
-            "quats": v.quats,
-            "log_scales": v_scales * scales,
-            "opacity_logits": (v.opacities * opacities * (1 - opacities))[:, None],
-            "colors": v.colors[:, :3],
-        }
-        rows, weights = ids[visible], v.colors[:, 3:4]
-        is_seen = weights[:, 0] > least_weight(keyframe.camera)
-        self.gaussians.appearance.step(rows, gradients, is_seen)
-        if self.color_relaxation > 0:
-            errors = v.colors[:, 4:]
-            relax_colors(self.gaussians["colors"], rows, errors, weights, keyframe.camera, self.color_relaxation)
-        return terms | {"scale": excess.clamp_min_(0).sum() / len(ids)}
+        v = traced.backward(v_image, v_alpha)
+        kernels.splat_step_(
+            values,
+            moments,
+            steps,
+            rows,
+            v.means,
+            v.quats,
+            v.scales,
+            v.opacities,
+            v.features,
+            table.rates,
+            BETA_1,
+            BETA_2,
+            EPSILON,
+            max_scale_m,
+            self.weights.scale / len(ids),
+            least_weight(*alpha.shape),
+            *relaxation(self.color_relaxation, *alpha.shape),
+        )
+        excess = F.softshrink(scales, max_scale_m)  # scales are above 0
+        terms["scale"] = 3 * excess.mean()  # of the sum over the axes
+        return TakenStep(terms, view, image, alpha, means, v.features[:, 3])
 
     def _gradients(self, image: Tensor, alpha: Tensor, keyframe: Keyframe) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Terms of the loss, and its gradients to an image of `TracedView.splat` and to its alpha."""

@@ -6,7 +6,9 @@ splats the features and classifies the pixels in 2D.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -66,22 +68,31 @@ class Classification:
 class LabelRendering:
     """Blended labels of a view and the distributions of its visible Gaussians.
 
-    The columns of an image sum to its alpha.
+    The columns of a panoptic image sum to its alpha. The masks are those of it, or alone, where they are all that was
+    asked for: the other columns are then blended when they are.
     """
 
-    panoptic: Tensor  # [H, W, S + 1 + Q]
-    thing_classes: Tensor  # [H, W, T] semantic probability of each thing class
+    masks: Tensor  # [H, W, Q]
     distribution: Tensor  # [V, S + 1 + Q] panoptic distribution of the visible Gaussians
     class_probs: Tensor  # [V, C]
     columns: PanopticColumns
+    blend_all: Callable[[], Tensor]  # gives `everything`: panoptic labels and probabilities of thing classes
+
+    @cached_property
+    def everything(self) -> Tensor:  # [H, W, S + 1 + Q + T]
+        return self.blend_all()
+
+    @property
+    def panoptic(self) -> Tensor:  # [H, W, S + 1 + Q]
+        return self.everything[..., : self.distribution.shape[1]]
+
+    @property
+    def thing_classes(self) -> Tensor:  # [H, W, T] semantic probability of each thing class
+        return self.everything[..., self.distribution.shape[1] :]
 
     @property
     def semantic(self) -> Tensor:  # [H, W, S + T]
         return torch.cat([self.panoptic[..., : self.columns.num_stuff], self.thing_classes], dim=-1)
-
-    @property
-    def masks(self) -> Tensor:  # [H, W, Q]
-        return self.panoptic[..., self.columns.first_query :]
 
 
 def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Classification:
@@ -110,17 +121,29 @@ def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Clas
     return Classification(class_probs, distribution)
 
 
-def blend_labels(view: ProjectedView, visible: Classification, head: PanopticHead) -> LabelRendering:
-    """Splats the distributions of the visible Gaussians."""
-    distribution, class_probs = visible.distribution, visible.class_probs
-    blended = view.blend(torch.cat([distribution, class_probs[:, head.columns.thing_classes]], dim=1))
-    split = distribution.shape[1]
-    return LabelRendering(blended[..., :split], blended[..., split:], distribution, class_probs, head.columns)
+def blend_labels(
+    view: ProjectedView, visible: Classification, head: PanopticHead, only_masks: bool = False
+) -> LabelRendering:
+    """Splats the distributions of the visible Gaussians, or of these only what the queries have."""
+    columns, distribution = head.columns, visible.distribution
+    if only_masks:
+        masks = view.blend(distribution[:, columns.first_query :])
+        return LabelRendering(
+            masks, distribution, visible.class_probs, columns, lambda: _blended(view, visible, columns)
+        )
+    image = _blended(view, visible, columns)
+    masks = image[..., columns.first_query : distribution.shape[1]]
+    return LabelRendering(masks, distribution, visible.class_probs, columns, lambda: image)
+
+
+def _blended(view: ProjectedView, visible: Classification, columns: PanopticColumns) -> Tensor:
+    """[H, W, S + 1 + Q + T]"""
+    return view.blend(torch.cat([visible.distribution, columns.things_of(visible.class_probs)], dim=1))
 
 
 def blend_logs(view: ProjectedView, labels: LabelRendering) -> Tensor:
     """Splats the logarithms of what `blend_labels` splats: images [H, W, S + 1 + Q + T] of at most 0."""
-    things = labels.class_probs[:, labels.columns.thing_classes]
+    things = labels.columns.things_of(labels.class_probs)
     return view.blend(floored_log(torch.cat([labels.distribution, things], dim=1)))
 
 
@@ -139,5 +162,6 @@ def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, h
     panoptic, class_probs = (p.unflatten(0, alpha.shape[:2]) * alpha for p in (pixels.distribution, pixels.class_probs))
     with torch.no_grad():
         own = classify(visible, queries, head)
-    things = class_probs[..., head.columns.thing_classes]
-    return LabelRendering(panoptic, things, own.distribution, own.class_probs, head.columns)
+    image = torch.cat([panoptic, head.columns.things_of(class_probs)], dim=-1)
+    masks = panoptic[..., head.columns.first_query :]
+    return LabelRendering(masks, own.distribution, own.class_probs, head.columns, lambda: image)

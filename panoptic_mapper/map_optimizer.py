@@ -23,7 +23,8 @@ from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.label_warping import PixelGrid, one_hot_labels
 from panoptic_mapper.losses import LossWeights, query_repulsion
 from panoptic_mapper.object_discovery import associate
-from panoptic_mapper.panoptic_map import MapView, PanopticMap
+from panoptic_mapper.panoptic_map import Candidates, MapView, PanopticMap
+from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import Rendering, TracingRasterizer
 from panoptic_mapper.seen_counter import SeenCounter
 from panoptic_mapper.surfels import surface_terms
@@ -77,10 +78,12 @@ class MapOptimizer:
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
         self._loss = partial(image_loss, weights=weights, density=density)
         self._captured = CapturedLosses(self._loss, num_differentiable=3)
-        self._image_step: ImageStep | None = None  # for steps without labels, where they can be differentiated by hand
+        self._image_step: ImageStep | None = None  # where steps on images can be differentiated by hand
         if isinstance(map.rasterizer, TracingRasterizer) and map.gaussians.config.base == "3dgs":
             self._image_step = ImageStep(map.gaussians, map.rasterizer, weights, density, config.color_relaxation)
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr, fused=True)
+        self._prepared: dict[int, Candidates] = {}  # of keyframes, by id, in the map of that revision
+        self._prepared_revision = -1
         self.num_steps = 0  # that were taken
 
     def step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe] = (), with_labels: bool | None = None) -> None:
@@ -94,12 +97,28 @@ class MapOptimizer:
         if with_labels is None:
             with_labels = self._is_label_step()
         with_labels &= keyframe.has_labels
-        if self._image_step is None or with_labels or self.on_gradients is not None or self.map.gaussians.sh_degree > 0:
+        if self._image_step is None or self.on_gradients is not None or self.map.gaussians.sh_degree > 0:
             self._differentiated_step(keyframe, neighbours, with_labels)
         else:
-            ids, T_camera_map = self.map.candidates(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
-            self.losses |= self._image_step(keyframe, ids, T_camera_map)
+            self._step_by_hand(self._image_step, keyframe, neighbours, with_labels)
         self.num_steps += 1
+
+    def _step_by_hand(
+        self, image_step: ImageStep, keyframe: Keyframe, neighbours: Sequence[Keyframe], with_labels: bool
+    ) -> None:
+        """A step on images that is differentiated by hand, and by autograd one on the labels of what it drew."""
+        ids, T_camera_map = self._candidates_of(keyframe)
+        taken = image_step(keyframe, ids, T_camera_map, with_view=with_labels)
+        if taken is None:
+            return
+        self.losses |= taken.terms
+        if not with_labels or taken.view is None:
+            return
+        view = MapView(self.map, Rows(ids, {"means": taken.means}), taken.view, keyframe.camera, T_camera_map)
+        labels, terms = self._label_terms(keyframe, view, taken.rendering, neighbours)
+        self._weighted(terms).sum().backward()
+        self._update_labels(view, labels, taken.is_seen)
+        self.losses |= {name: value.detach() for name, value in terms.items()}
 
     def _differentiated_step(self, keyframe: Keyframe, neighbours: Sequence[Keyframe], with_labels: bool) -> None:
         """A step on all losses, by autograd."""
@@ -111,19 +130,15 @@ class MapOptimizer:
         surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
         rendering = view.render(counter) if surface is None else surface.rendering
         image_total, report, errors = self._image_loss(keyframe, rendering)
-        terms = {"scale": (view.scales - self.weights.max_scale_m).clamp_min(0).sum() / len(view.scales)}
+        scales = view.gaussians["log_scales"].exp()
+        terms = {"scale": (scales - self.weights.max_scale_m).clamp_min(0).sum() / len(scales)}
         if surface is not None:
             terms |= surface_terms(surface, keyframe.camera)
         labels = None
         if with_labels:
-            labels = view.blend_labels()
-            associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
-            terms |= self._label_terms(view, labels, LabelTargets.of(keyframe, view))
-            warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
-            if warped:
-                terms["warp"] = torch.stack(warped).mean()
-        weighted = [getattr(self.weights, name) * value for name, value in terms.items()]
-        total = torch.stack([image_total, counter.term, *weighted]).sum()
+            labels, label_terms = self._label_terms(keyframe, view, rendering, neighbours)
+            terms |= label_terms
+        total = image_total + counter.term + self._weighted(terms).sum()
         if relaxation > 0:
             torch.autograd.backward([total, counter.copied], [None, errors])
         else:
@@ -134,17 +149,53 @@ class MapOptimizer:
         self.map.gaussians.appearance.update(view.gaussians, seen)
         counter.relax_colors(relaxation)
         if labels is not None:
-            self.map.gaussians.labels.update(view.labels, seen[view.projection.visible])
-            self.map.queries.table.update(view.queries, view.queries_in_view)
-            self._head_adam.step()
-            self._head_adam.zero_grad()
-            self.map.remember_labels(view, labels)
+            self._update_labels(view, labels, seen[view.projection.visible])
         self.losses |= {name: value.detach() for name, value in terms.items()}
         self.losses |= dict(zip(IMAGE_TERMS, report.unbind(), strict=True))
 
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The terms [n] times their weights."""
+        return torch.stack([getattr(self.weights, name) * value for name, value in terms.items()])
+
+    def _label_terms(
+        self, keyframe: Keyframe, view: MapView, rendering: Rendering, neighbours: Sequence[Keyframe]
+    ) -> tuple[LabelRendering, dict[str, Tensor]]:
+        """The labels of a view, and the terms of their loss, after the keyframe's masks were matched to them."""
+        neighbours = [n for n in neighbours if n.has_labels]
+        labels = view.blend_labels(only_masks=not neighbours)
+        associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
+        terms = self._label_losses(view, labels, LabelTargets.of(keyframe, view))
+        if neighbours:
+            warped = [self._warp_term(keyframe, view, rendering, labels, neighbour) for neighbour in neighbours]
+            terms["warp"] = torch.stack(warped).mean()
+        return labels, terms
+
+    def _update_labels(self, view: MapView, labels: LabelRendering, is_seen: Tensor) -> None:
+        """After backward: Adam's steps of queries, head, and labels of the visible Gaussians that are seen [V]."""
+        self.map.gaussians.labels.update(view.labels, is_seen)
+        self.map.queries.table.update(view.queries, view.queries_in_view)
+        self._head_adam.step()
+        self._head_adam.zero_grad()
+        self.map.remember_labels(view, labels)
+
+    def prepare(self, keyframes: Sequence[Keyframe]) -> None:
+        """Finds what keyframes may see, on which the next steps will be taken: a GPU is waited for once for all.
+
+        That holds while there are the same Gaussians; how little they move meanwhile is within the frustum's margin.
+        """
+        if self._prepared_revision == self.map.gaussians.revision and all(k.id in self._prepared for k in keyframes):
+            return
+        found = self.map.candidates([(k.camera, k.T_map_camera, self._limits(k)) for k in keyframes])
+        self._prepared = {keyframe.id: candidates for keyframe, candidates in zip(keyframes, found, strict=True)}
+        self._prepared_revision = self.map.gaussians.revision
+
     def view_of(self, keyframe: Keyframe) -> MapView:
         """What a keyframe sees of the map; with `skip_hidden`, without what its depth says to be hidden."""
-        return self.map.view(keyframe.camera, keyframe.T_map_camera, self._limits(keyframe))
+        return self.map.view_of(self._candidates_of(keyframe), keyframe.camera)
+
+    def _candidates_of(self, keyframe: Keyframe) -> Candidates:
+        self.prepare([keyframe])
+        return self._prepared[keyframe.id]
 
     def _limits(self, keyframe: Keyframe) -> Tensor | None:
         return keyframe.depth_limits if self.config.skip_hidden else None
@@ -167,11 +218,11 @@ class MapOptimizer:
         loss = self._captured.of(images) if rendering.color.is_cuda else self._loss
         return loss(*images)
 
-    def _label_terms(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
+    def _label_losses(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
         """Cross entropies and dice (cuda/label_losses.h), and what keeps queries apart."""
         ops.load()
         losses, _ = torch.ops.panoptic_mapper.label_losses(
-            labels.panoptic,
+            labels.masks,
             view.log_labels(labels),
             targets.panoptic,
             targets.semantic,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 UP_AXES = {"x": (1, 0, 0), "-x": (-1, 0, 0), "y": (0, 1, 0), "-y": (0, -1, 0), "z": (0, 0, 1), "-z": (0, 0, -1)}
 CPU_WIDTH_PX = 320  # what two cores can hold
 FRAMES_FOR_UP = 5  # first keyframes from which an unknown up direction is estimated
+STEPS_AHEAD = 6  # steps that are chosen at once: about as many as there is time for between two keyframes
 SNAP_TO_Z = 0.97  # cosine above which an estimated up direction is taken to be exactly z
 
 
@@ -128,6 +130,7 @@ class PanopticMapper:
         self._clock, self._budget = StageClock(self.device), StepBudget(self.device)
         self._pace = FramePace(1e-3 * config.optimizer.frame_budget_ms)
         self._frames_for_up: list[Frame] = []
+        self._next_steps: deque[tuple[Keyframe, list[Keyframe]]] = deque()  # keyframes and their neighbours
 
     def integrate(self, frame: Frame, waited_s: float = 0.0) -> IntegrationReport:
         """Takes a frame into the map: segment, associate, grow, label, optimise, maintain.
@@ -155,6 +158,7 @@ class PanopticMapper:
             return IntegrationReport(is_keyframe=False)
         with self._clock.stage("segment", stage_ms):
             keyframe = self.keyframes.add(mapped_frame, self._segment(frame), self.device)
+            self._choose_steps_anew()
         with self._clock.stage("associate", stage_ms):
             seen, rendering, new_ids = self._associate(keyframe)
         with self._clock.stage("grow", stage_ms):
@@ -230,7 +234,7 @@ class PanopticMapper:
     def refine(self, num_steps: int) -> None:
         """Optimises the map over its keyframes; does nothing while there are none."""
         for step in range(num_steps if len(self.keyframes) else 0):
-            self._step(step)
+            self._step(step, num_steps - step)
 
     def _optimize(self, deadline_s: float) -> None:
         """The steps of a keyframe: a fixed number of them, or what fits until `deadline_s`, and at least one."""
@@ -241,20 +245,30 @@ class PanopticMapper:
             self._refine_until(deadline_s, min_steps=1)
 
     def _refine_until(self, deadline_s: float, min_steps: int = 0) -> None:
-        """Takes steps while there is time before `time.perf_counter()` is `deadline_s`, and waits for the last."""
+        """Takes steps while there is time before `time.perf_counter()` is `deadline_s`."""
         if len(self.keyframes) == 0 or self.config.optimizer.frame_budget_ms == 0:
             return
         self._budget.begin()
         while min_steps > 0 or self._budget.has_time(deadline_s):
-            self._step(self.optimizer.num_steps)
+            self._step(self.optimizer.num_steps, STEPS_AHEAD)
             self._budget.note_step()
             min_steps -= 1
-        self._budget.finish()
 
-    def _step(self, turn: int) -> None:
-        keyframe = self.keyframes.sample(turn)
-        neighbours = self.keyframes.neighbours(keyframe, self.config.optimizer.warp_views)
-        self.optimizer.step(keyframe, neighbours)
+    def _choose_steps_anew(self) -> None:
+        """The latest keyframe is another one."""
+        for keyframe, _ in self._next_steps:
+            keyframe.num_steps -= 1
+        self._next_steps.clear()
+
+    def _step(self, turn: int, num_ahead: int) -> None:
+        """Takes the step of a turn; `num_ahead` steps, this one included, will most likely be taken one by one."""
+        if not self._next_steps:
+            for step in range(turn, turn + min(num_ahead, STEPS_AHEAD)):
+                keyframe = self.keyframes.sample(step)
+                neighbours = self.keyframes.neighbours(keyframe, self.config.optimizer.warp_views)
+                self._next_steps.append((keyframe, neighbours))
+        self.optimizer.prepare([keyframe for keyframe, _ in self._next_steps])
+        self.optimizer.step(*self._next_steps.popleft())
 
     @torch.no_grad()
     def render(self, camera: PinholeCamera, T_map_camera: np.ndarray) -> PanopticView:
@@ -361,7 +375,7 @@ class PanopticMapper:
         view = self.optimizer.view_of(keyframe)
         rendering = view.render()
         config, density = self.config.association, self.config.density
-        masks = view.blend_labels().masks
+        masks = view.blend_labels(only_masks=True).masks
         parts = associate(keyframe, view, rendering, masks, self.map.queries, config, density)
         new_ids = open_queries(keyframe, parts, self.map, config, density)
         self.map.queries.count(self.keyframes.observations())

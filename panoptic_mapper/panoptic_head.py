@@ -58,6 +58,12 @@ class PanopticColumns:
         """The panoptic column [C] of each stuff class; -1 for things and for "unlabeled"."""
         return self.semantic_of_classes.index_fill(0, self.thing_classes, -1)
 
+    def things_of(self, class_probs: Tensor) -> Tensor:
+        """The probabilities of the thing classes [..., T] among those of all [..., C]."""
+        return class_probs.index_select(
+            -1, self.thing_classes
+        )  # whose gradient a GPU adds up faster than that of [...]
+
     def queries_of(self, columns: Tensor) -> Tensor:
         """The queries in view of columns (any shape, number within the view); -1 = none."""
         return (columns - self.first_query).clamp_min(-1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +39,7 @@ class MapView:
     """What one camera sees of the map: gathered rows that gradients reach, projected and sorted."""
 
     map: PanopticMap
-    gaussians: Rows  # appearance of the candidates [M]; the visible ones are `projection.visible` of these
-    scales: Tensor  # [M, 3] m, standard deviations of the candidates
+    gaussians: Rows  # appearance of the candidates [M], or its means; the visible are `projection.visible` of these
     projection: ProjectedView
     camera: PinholeCamera
     T_camera_map: Tensor  # [4, 4] float32
@@ -101,8 +102,8 @@ class MapView:
         camera_center = -self.T_camera_map[:3, :3].T @ self.T_camera_map[:3, 3]
         return seen_colors(colors, self.gaussians[HARMONICS][visible], self.gaussians["means"][visible], camera_center)
 
-    def blend_labels(self) -> LabelRendering:
-        """Semantic and panoptic label images."""
+    def blend_labels(self, only_masks: bool = False) -> LabelRendering:
+        """Semantic and panoptic label images; or, as it costs less, at first `only_masks` of the queries."""
         head, config = self.map.head, self.map.labels
         means = self.gaussians["means"].detach().index_select(0, self.projection.visible)
         visible = LabelFeatures(self.labels["semantics"], self.labels["instances"], means)
@@ -113,7 +114,7 @@ class MapView:
             classified = classify(everything, self.queries, head).at(self.labels.ids)
         else:
             classified = classify(visible, self.queries, head)
-        return blend_labels(self.projection, classified, head)
+        return blend_labels(self.projection, classified, head, only_masks)
 
     def log_labels(self, labels: LabelRendering) -> Tensor:
         """Logarithms of the panoptic labels and of the thing classes, [H, W, S + 1 + Q + T], that losses are made of.
@@ -123,8 +124,15 @@ class MapView:
         gradient where others of the same pixel explain it.
         """
         if self.map.labels.blending == "feature":
-            return floored_log(torch.cat([labels.panoptic, labels.thing_classes], dim=-1))
+            return floored_log(labels.everything)
         return blend_logs(self.projection, labels)
+
+
+class Candidates(NamedTuple):
+    """What may be in a view."""
+
+    ids: Tensor  # [M] int64 rows of the map
+    T_camera_map: Tensor  # [4, 4] float32, the pose of the view
 
 
 @dataclass(frozen=True)
@@ -144,18 +152,22 @@ class PanopticMap:
             limits: where a depth image was taken with it, what lies far behind that is left out
                 (`occlusion.depth_limits`).
         """
-        ids, T_camera_map = self.candidates(camera, T_map_camera, limits)
-        candidates = self.gaussians.appearance.gather(ids)
-        means, quats, scales, opacities = splat_inputs(candidates)
-        projection = self.rasterizer.project(means, quats, scales, opacities, T_camera_map, camera)
-        return MapView(self, candidates, scales, projection, camera, T_camera_map)
+        return self.view_of(self.candidates([(camera, T_map_camera, limits)])[0], camera)
 
-    def candidates(
-        self, camera: PinholeCamera, T_map_camera: np.ndarray, limits: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Rows [M] of the Gaussians that may be in view, see `view`, and the pose [4, 4], map to camera frame."""
-        T_camera_map = to_device(inverse_pose(T_map_camera).astype(np.float32), self.gaussians.device)
-        return self.gaussians.ids_in_frustum(T_camera_map, camera, limits), T_camera_map
+    def view_of(self, candidates: Candidates, camera: PinholeCamera) -> MapView:
+        """Gathers and projects what a camera sees, of which it is known already what that may be."""
+        rows = self.gaussians.appearance.gather(candidates.ids)
+        means, quats, scales, opacities = splat_inputs(rows)
+        projection = self.rasterizer.project(means, quats, scales, opacities, candidates.T_camera_map, camera)
+        return MapView(self, rows, projection, camera, candidates.T_camera_map)
+
+    def candidates(self, views: Sequence[tuple[PinholeCamera, np.ndarray, Tensor | None]]) -> list[Candidates]:
+        """What may be in some views, given by camera, pose and limits as for `view`; a GPU is waited for once."""
+        poses = np.stack([inverse_pose(T_map_camera) for _, T_map_camera, _ in views]).astype(np.float32)
+        T_camera_map = to_device(poses, self.gaussians.device).unbind()
+        frustums = [(T, camera, limits) for T, (camera, _, limits) in zip(T_camera_map, views, strict=True)]
+        ids = self.gaussians.ids_in_frustums(frustums)
+        return [Candidates(*both) for both in zip(ids, T_camera_map, strict=True)]
 
     @torch.no_grad()
     def remember_labels(self, view: MapView, labels: LabelRendering) -> None:
@@ -164,7 +176,7 @@ class PanopticMap:
         public_ids = torch.cat([self.queries.ids_on_device[view.queries.ids], view.queries.ids.new_zeros(1)])
         queries = labels.columns.queries_of(column)  # -1 (none) reads the last entry, which is 0
         book, ids = self.gaussians, view.labels.ids
-        things = labels.class_probs[:, labels.columns.thing_classes]
+        things = labels.columns.things_of(labels.class_probs)
         book["class_index"][ids] = labels.columns.classes_of(column, things).int()
         book["instance_id"][ids] = public_ids[queries].int()
         book["confidence_permille"][ids] = (1000 * probability).int()

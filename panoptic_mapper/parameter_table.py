@@ -42,7 +42,8 @@ class ParameterTable:
     def __init__(self, widths: dict[str, int], learning_rates: dict[str, float], device: torch.device):
         self.widths = dict(widths)
         self.device = device
-        self._rates = torch.cat([torch.full((w,), learning_rates[name]) for name, w in widths.items()]).to(device)
+        rates = torch.cat([torch.full((w,), learning_rates[name]) for name, w in widths.items()])
+        self.rates = rates.to(device)  # [D] Adam's step sizes
         width = sum(widths.values())
         self._values = torch.zeros(0, width, device=device)
         self._moments = torch.zeros(0, 2, width, device=device)
@@ -64,6 +65,14 @@ class ParameterTable:
         """Memory that is held, spare capacity included."""
         return sum(t.nbytes for t in (self._values, self._moments, self._steps))
 
+    @property
+    def storage(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values [N, D], Adam's moments [N, 2, D], and numbers of steps [N], for operators that change them in place.
+
+        They must not be kept, see `__getitem__`.
+        """
+        return self._values[: self._size], self._moments[: self._size], self._steps[: self._size]
+
     def gather(self, ids: Tensor) -> Rows:
         """Copies the rows `ids` [V] (distinct) into leaves for gradients; hand them to `update` after backward."""
         ops.load()
@@ -84,16 +93,13 @@ class ParameterTable:
 
     def step(self, ids: Tensor, gradients: dict[str, Tensor], which: Tensor | None = None) -> None:
         """The same with gradients [V, width], by column, of the rows `ids` [V]."""
-        size = self._size
         torch.ops.panoptic_mapper.adam_rows_(
-            self._values[:size],
-            self._moments[:size],
-            self._steps[:size],
+            *self.storage,
             ids,
             which,
             [gradients.get(name) for name in self.widths],
             list(self.widths.values()),
-            self._rates,
+            self.rates,
             BETA_1,
             BETA_2,
             EPSILON,
@@ -102,7 +108,7 @@ class ParameterTable:
     def set_rates(self, **rates: float | list[float]) -> None:
         """Changes the learning rates of columns: one for all elements of a column, or one for each."""
         for name, rate in rates.items():
-            self._rates[self._span(name)] = torch.tensor(rate).to(self._rates)
+            self.rates[self._span(name)] = torch.tensor(rate).to(self.rates)
 
     def widen(self, name: str, width: int, rate: float) -> None:
         """Makes the last column `name` wider, or adds it; what is new is 0 in all rows, and has no moments."""
@@ -114,7 +120,7 @@ class ParameterTable:
         self.widths[name] = width
         self._values = torch.nn.functional.pad(self._values, (0, added))
         self._moments = torch.nn.functional.pad(self._moments, (0, added))
-        self._rates = torch.cat([self._rates, self._rates.new_full((added,), rate)])
+        self.rates = torch.cat([self.rates, self.rates.new_full((added,), rate)])
 
     def append(self, **columns: Tensor) -> None:
         """Adds rows; every column must be given, [n, width] each."""

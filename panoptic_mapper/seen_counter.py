@@ -19,9 +19,9 @@ ERROR_SCALE = 1e-12  # of errors that are sent back to the Gaussians: too small 
 RELAXED_PX = 0.5  # a Gaussian that makes up fewer pixels follows their error less
 
 
-def least_weight(camera: PinholeCamera) -> float:
-    """The gradient that a Gaussian's 1 in the counted channel must exceed for the Gaussian to be seen."""
-    return MIN_SEEN_PX * COUNT_WEIGHT / (camera.width * camera.height)
+def least_weight(height: int, width: int) -> float:
+    """The gradient that a Gaussian's 1 in the counted channel of an image must exceed for the Gaussian to be seen."""
+    return MIN_SEEN_PX * COUNT_WEIGHT / (width * height)
 
 
 @torch.no_grad()
@@ -43,9 +43,14 @@ def relax_colors(
         camera: of the view.
         share: 0..1.
     """
-    num_pixels = camera.width * camera.height
-    steps = errors / (weights * (num_pixels / COUNT_WEIGHT)).clamp_min_(RELAXED_PX)
-    colors.index_add_(0, rows, steps, alpha=share / ERROR_SCALE)
+    factor, min_weight = relaxation(share, camera.height, camera.width)
+    colors.index_add_(0, rows, errors / weights.clamp_min(min_weight), alpha=factor)
+
+
+def relaxation(share: float, height: int, width: int) -> tuple[float, float]:
+    """By what errors over weights, as `relax_colors` takes both, are multiplied, and the least of these weights."""
+    count = COUNT_WEIGHT / (width * height)  # what a pixel counts
+    return share / ERROR_SCALE * count, RELAXED_PX * count
 
 
 class SeenCounter:
@@ -87,5 +92,5 @@ class SeenCounter:
         view, grad = self._view, self._ones.grad
         seen = torch.zeros(len(view.gaussians), dtype=torch.bool, device=self._ones.device)
         if grad is not None:
-            seen[view.projection.visible] = grad[:, 0] > least_weight(view.camera)
+            seen[view.projection.visible] = grad[:, 0] > least_weight(view.camera.height, view.camera.width)
         return seen

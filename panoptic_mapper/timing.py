@@ -145,7 +145,7 @@ class StepBudget:
     """Says whether there is time for another step before a deadline, from how long steps take on the device.
 
     On a GPU the host runs ahead of the device by one step: it waits for the last but one, so that there is always work
-    and a deadline means the device's time.
+    and a deadline means the device's time. It does not wait for the last one: what the host does next needs no GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -156,7 +156,6 @@ class StepBudget:
 
     def begin(self) -> None:
         """Call before the first of some steps."""
-        self.finish()
         self._last_s = time.perf_counter()
 
     def note_step(self) -> None:
@@ -173,9 +172,6 @@ class StepBudget:
 
     def has_time(self, deadline_s: float) -> bool:
         """Whether one more step will most likely end before `time.perf_counter()` is `deadline_s`."""
+        while self._launched and self._launched[0].query():
+            self._launched.popleft()
         return time.perf_counter() + (1 + len(self._launched)) * self._step_s < deadline_s
-
-    def finish(self) -> None:
-        """Waits for the steps: the one wait of a frame."""
-        while self._launched:
-            self._launched.popleft().synchronize()

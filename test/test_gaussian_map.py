@@ -84,6 +84,25 @@ def test_candidates_of_a_view_are_those_near_its_image() -> None:
             expected.append(row)
     assert 20 < len(expected) < 300
     assert gaussians.ids_in_frustum(T, CAMERA).tolist() == expected
+    backwards = torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    several = gaussians.ids_in_frustums([(backwards, CAMERA, None), (T, CAMERA, None), (T.roll(1, 0), CAMERA, None)])
+    assert [ids.tolist() for ids in several] == [
+        gaussians.ids_in_frustum(pose, CAMERA).tolist() for pose in (backwards, T, T.roll(1, 0))
+    ]
+    nothing = GaussianMap(LearningRates(), CPU).ids_in_frustums([(T, CAMERA, None)] * 2)
+    assert [ids.shape for ids in nothing] == [(0,), (0,)]
+
+
+def test_revisions_count_the_changes_of_which_rows_there_are() -> None:
+    gaussians = numbered_map()
+    first, ids = gaussians.revision, torch.tensor([1])
+    gaussians.set_rows(ids, means=torch.ones(1, 3))
+    gaussians.keep(torch.ones(len(gaussians), dtype=torch.bool))
+    assert gaussians.revision == first
+    gaussians.duplicate(ids, {})
+    second = gaussians.revision
+    gaussians.keep(torch.arange(len(gaussians)) > 0)
+    assert first < second < gaussians.revision
 
 
 def test_splat_inputs_are_in_units_of_the_rasteriser() -> None:

@@ -57,21 +57,29 @@ def test_equals_the_step_by_autograd(device: str, relaxation: float) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("with_view", [True, False])
 @pytest.mark.parametrize("num_colors", [1, 4, 7])
-def test_traced_gradients_are_those_of_autograd(device: str, num_colors: int) -> None:
+def test_traced_gradients_are_those_of_autograd(device: str, num_colors: int, with_view: bool) -> None:
     mapper = mapper_of_a_wall(device, 0.0)
     rasterizer, keyframe = mapper.map.rasterizer, mapper.keyframes.all[0]
     assert isinstance(rasterizer, TracingRasterizer)
-    ids, T = mapper.map.candidates(keyframe.camera, keyframe.T_map_camera)
+    ((ids, T),) = mapper.map.candidates([(keyframe.camera, keyframe.T_map_camera, None)])
     rows = mapper.map.gaussians.appearance.gather(ids)
     inputs = [rows["means"], rows["quats"], rows["log_scales"].exp(), rows["opacity_logits"][:, 0].sigmoid()]
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    view, traced = (f(*leaves, T, keyframe.camera) for f in (rasterizer.project, rasterizer.trace))
+    view, traced = (
+        rasterizer.project(*leaves, T, keyframe.camera),
+        rasterizer.trace(*inputs, T, keyframe.camera, with_view),
+    )
+    rows = torch.arange(len(ids), device=ids.device) if traced.view is None else traced.view.visible
+    assert with_view <= (traced.view is not None)
+    if traced.view is not None:
+        assert torch.equal(rows, view.visible)
     g = torch.Generator().manual_seed(0)
-    colors = torch.rand(len(view.visible), num_colors, generator=g).to(device).requires_grad_()
-    rendering = view.render(colors)
-    image, alpha = traced.splat(colors.detach())
-    assert torch.equal(traced.visible, view.visible)
+    colors = torch.rand(len(ids), num_colors, generator=g).to(device).requires_grad_()
+    rendering = view.render(colors[view.visible])
+    features = torch.nn.functional.pad(colors.detach(), (0, 1), value=7.0)[rows]
+    image, alpha = traced.splat(features)
     torch.testing.assert_close(image[..., :-1], rendering.color.detach())
     torch.testing.assert_close(alpha, rendering.alpha.detach())
     v_image, v_alpha = (torch.randn(x.shape, generator=g).to(device) for x in (image, alpha))
@@ -79,10 +87,12 @@ def test_traced_gradients_are_those_of_autograd(device: str, num_colors: int) ->
     loss = (rendering.color * v_image[..., :-1]).sum() + (summed_depth * v_image[..., -1]).sum()
     (loss + (rendering.alpha * v_alpha).sum()).backward()
     actual = traced.backward(v_image, v_alpha)
-    expected = [leaf.grad[view.visible] for leaf in leaves] + [colors.grad]
-    names = ("means", "quats", "scales", "opacities", "colors")
-    for name, e in zip(names, expected, strict=True):
-        torch.testing.assert_close(getattr(actual, name), e, rtol=1e-3, atol=1e-4 * float(e.abs().max()), msg=name)
+    assert actual.features.shape == features.shape
+    expected = {"means": leaves[0], "quats": leaves[1], "scales": leaves[2], "opacities": leaves[3], "features": colors}
+    for name, leaf in expected.items():
+        e, a = leaf.grad[rows], getattr(actual, name)
+        a = a[:, :-1] if name == "features" else a
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1e-4 * float(e.abs().max()), msg=name)
         assert float(e.abs().max()) > 0
 
 
@@ -92,21 +102,52 @@ def test_nothing_in_view_changes_nothing() -> None:
     before = gaussians["means"].clone()
     step = ImageStep(gaussians, mapper.map.rasterizer, LossWeights(), DensityConfig(), 0.4)
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert step(keyframe, nothing, torch.eye(4)) == {}
+    assert step(keyframe, nothing, torch.eye(4)) is None
+    away = np.diag([-1.0, 1.0, -1.0, 1.0])  # looks the other way
+    assert step(keyframe, torch.arange(len(gaussians)), torch.tensor(away, dtype=torch.float32)) is not None
     assert torch.equal(gaussians["means"], before)
 
 
-def test_steps_with_labels_and_of_densification_are_by_autograd() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_labels_learn_as_in_a_step_by_autograd(device: str) -> None:
+    by_hand, by_autograd = (mapper_of_a_wall(device, 0.4) for _ in range(2))
+    by_autograd.restore_state(*by_hand.export_state())
+    by_hand.restore_state(*by_hand.export_state())
+    by_autograd.optimizer._image_step = None
+
+    def learned(mapper: PanopticMapper) -> dict[str, torch.Tensor]:
+        map = mapper.map
+        tables = {
+            name: map.gaussians[name] for name in ("semantics", "instances", "instance_id", "confidence_permille")
+        }
+        tables |= {name: map.queries.table[name] for name in ("centers", "embeddings")}
+        return tables | {"codes": map.head.codes.detach()}
+
+    before = {name: value.clone() for name, value in learned(by_hand).items()}
+    for m in (by_hand, by_autograd):
+        m.optimizer.step(m.keyframes.all[0], m.keyframes.all[1:], with_labels=True)
+    for name, expected in learned(by_autograd).items():
+        actual = learned(by_hand)[name]
+        close = (actual - expected).abs() <= 1e-3 * (expected - before[name]).abs().max() + 1e-6
+        assert close.float().mean() > 0.99, name
+        if name not in ("instance_id", "confidence_permille"):
+            assert not torch.equal(actual, before[name]), name
+    for name in ("semantic", "panoptic", "dice", "warp", "repulsion", "color", "scale"):
+        actual, expected = (m.optimizer.losses[name] for m in (by_hand, by_autograd))
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_steps_of_densification_are_by_autograd() -> None:
     mapper = mapper_of_a_wall("cpu", 0.0)
-    taken: list[int] = []
-    mapper.optimizer._image_step = lambda keyframe, ids, T: taken.append(len(ids)) or {}
-    mapper.optimizer.step(mapper.keyframes.all[0], with_labels=True)
+    taken: list[bool] = []
+    mapper.optimizer._image_step = lambda keyframe, ids, T, with_view: taken.append(with_view)
     mapper.optimizer.on_gradients = lambda *_: None
     mapper.optimizer.step(mapper.keyframes.all[0], with_labels=False)
     assert not taken
     mapper.optimizer.on_gradients = None
-    mapper.optimizer.step(mapper.keyframes.all[0], with_labels=False)
-    assert len(taken) == 1
+    for with_labels in (False, True):
+        mapper.optimizer.step(mapper.keyframes.all[0], with_labels=with_labels)
+    assert taken == [False, True]
 
 
 def test_the_loss_of_what_is_splatted_counts_and_sends_errors_back() -> None:

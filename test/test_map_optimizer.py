@@ -341,3 +341,25 @@ def test_dice_leaves_out_disputed_pixels() -> None:
     keyframe.disputed[:, :30] = False
     keyframe.revision = mapper.map.queries.revision  # not matched again
     assert losses_after(mapper, 1)["dice"] == pytest.approx(told, abs=0.02)
+
+
+def test_steps_that_were_prepared_see_gaussians_that_came_since() -> None:
+    mapper, prepared = wall_mapper(), wall_mapper()
+    keyframe = prepared.keyframes.all[0]
+    prepared.optimizer.prepare([keyframe])
+    before = len(prepared.map.gaussians)
+    for m in (mapper, prepared):
+        m.map.gaussians.append(gaussian_columns(torch.tensor([[0.0, 0.0, 1.5]])), anchor=0)
+        m.optimizer.step(m.keyframes.all[0])
+    assert len(prepared.optimizer.view_of(keyframe).gaussians) == before + 1
+    assert torch.equal(prepared.map.gaussians["colors"], mapper.map.gaussians["colors"])
+
+
+def test_preparing_steps_changes_nothing() -> None:
+    one_by_one, prepared = wall_mapper(), wall_mapper()
+    prepared.optimizer.prepare(prepared.keyframes.all)
+    for m in (one_by_one, prepared):
+        for _ in range(3):
+            m.optimizer.step(m.keyframes.all[0])
+    for name in WIDTHS:
+        assert torch.equal(prepared.map.gaussians[name], one_by_one.map.gaussians[name])

@@ -101,15 +101,15 @@ def test_rates_fall_and_are_restored() -> None:
     mapper = mapped([wall_frame()], "optimizer.steps_per_keyframe=0", "densification.every=0", segmenter=PassOn(SPACE))
     table, config = mapper.map.gaussians.appearance, mapper.config.learning_rates
     seen = []
-    mapper.optimizer.step = lambda keyframe, neighbours: seen.append(table._rates.clone())  # type: ignore[method-assign]
+    mapper.optimizer.step = lambda keyframe, neighbours: seen.append(table.rates.clone())  # type: ignore[method-assign]
     optimize_globally(mapper, OfflineConfig(iterations=101, means_rate_end=0.01, rate_end=0.1, sh_share=0))
     means, scales, colors, harmonics = (table._span(n) for n in ("means", "log_scales", "colors", "harmonics"))
     torch.testing.assert_close(seen[100][means], torch.full((3,), config.means * 0.01 ** (100 / 101)))
     torch.testing.assert_close(seen[100][scales], torch.full((3,), config.log_scales * 0.1 ** (100 / 101)))
     torch.testing.assert_close(seen[0][harmonics], torch.full((45,), config.colors / 20))
     assert (seen[0][means] == config.means).all()
-    assert (table._rates[means] == config.means).all()
-    assert (table._rates[colors] == config.colors).all()
+    assert (table.rates[means] == config.means).all()
+    assert (table.rates[colors] == config.colors).all()
 
 
 def test_colours_get_their_bands_one_after_the_other() -> None:

@@ -85,7 +85,7 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
         "step: image loss": lambda: optimizer._image_loss(keyframe, rendering),
         "step: Adam": update,
         "step: blend labels": view.blend_labels,
-        "step: label terms": lambda: optimizer._label_terms(view, labels, LabelTargets.of(keyframe, view)),
+        "step: label terms": lambda: optimizer._label_losses(view, labels, LabelTargets.of(keyframe, view)),
         "step: warp term": lambda: [
             optimizer._warp_term(keyframe, view, rendering, labels, other) for other in neighbours
         ],

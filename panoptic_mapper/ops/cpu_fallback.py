@@ -21,7 +21,9 @@ OPERATORS = (
     "holding_mask",
     "whitening_matrices",
     "whitening_matrices_backward",
+    "splat_inputs",
 )
+ROW_OPERATORS = ("adam_rows_", "splat_step_")  # which change a table
 
 
 @functools.cache
@@ -30,7 +32,8 @@ def register() -> None:
     for name in OPERATORS:
         torch.library.impl(f"panoptic_mapper::{name}", "CUDA", func=on_cpu(getattr(torch.ops.panoptic_mapper, name)))
     torch.library.impl("panoptic_mapper::gather_columns", "CUDA", func=gather_columns)
-    torch.library.impl("panoptic_mapper::adam_rows_", "CUDA", func=adam_rows_)
+    for name in ROW_OPERATORS:
+        torch.library.impl(f"panoptic_mapper::{name}", "CUDA", func=on_rows(getattr(torch.ops.panoptic_mapper, name)))
 
 
 def on_cpu(operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,12 +52,16 @@ def gather_columns(values: Tensor, ids: Tensor, widths: Sequence[int]) -> list[T
     return [column.contiguous() for column in values[ids].split(list(widths), dim=1)]
 
 
-def adam_rows_(values: Tensor, moments: Tensor, steps: Tensor, ids: Tensor, *rest: Any) -> None:
-    """Moves only the rows that it changes."""
-    rows = [table[ids].cpu() for table in (values, moments, steps)]
-    torch.ops.panoptic_mapper.adam_rows_(*rows, torch.arange(len(ids)), *map(_on_cpu, rest))
-    for table, changed in zip((values, moments, steps), rows, strict=True):
-        table[ids] = changed.to(table.device)
+def on_rows(operator: Callable[..., None]) -> Callable[..., None]:
+    """An operator that changes rows `ids` of values, moments and steps, and moves only these to the CPU and back."""
+
+    def run(values: Tensor, moments: Tensor, steps: Tensor, ids: Tensor, *rest: Any) -> None:
+        rows = [table[ids].cpu() for table in (values, moments, steps)]
+        operator(*rows, torch.arange(len(ids)), *map(_on_cpu, rest))
+        for table, changed in zip((values, moments, steps), rows, strict=True):
+            table[ids] = changed.to(table.device)
+
+    return run
 
 
 def _on_cpu(argument: Any) -> Any:

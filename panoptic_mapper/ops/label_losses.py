@@ -25,13 +25,12 @@ def _targets_fake(
     return panoptic, torch.empty_like(panoptic), confidence.new_empty(confidence.shape)
 
 
-def _losses_fake(panoptic: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    num_queries = panoptic.shape[2] - rest[-1] - 1
-    return panoptic.new_empty(3), panoptic.new_empty(4 + 3 * num_queries)
+def _losses_fake(masks: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return masks.new_empty(3), masks.new_empty(4 + 3 * masks.shape[2])
 
 
-def _backward_fake(v_losses: Tensor, sums: Tensor, panoptic: Tensor, logs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return panoptic.new_empty(panoptic.shape), logs.new_empty(logs.shape)
+def _backward_fake(v_losses: Tensor, sums: Tensor, masks: Tensor, logs: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return masks.new_empty(masks.shape), logs.new_empty(logs.shape)
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

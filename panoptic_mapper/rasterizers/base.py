@@ -45,29 +45,33 @@ class ProjectedView(Protocol):
 
 @dataclass(frozen=True)
 class SplatGradients:
-    """Gradients of the visible Gaussians."""
+    """Gradients of the rows of a `TracedView`."""
 
     means: Tensor  # [V, 3]
     quats: Tensor  # [V, 4]
     scales: Tensor  # [V, 3]
     opacities: Tensor  # [V]
-    colors: Tensor  # [V, D]
+    features: Tensor  # [V, D]
 
 
 class TracedView(Protocol):
-    """A projected view of which one image is differentiated by hand, without autograd and what that costs the host."""
+    """A projected view of which one image is differentiated by hand, without autograd and what that costs the host.
 
-    visible: Tensor  # [V] int64, ascending: rows of the Gaussians whose footprint meets the image
+    Its rows [V] are the visible ones, or all that were projected: then those out of view have gradients of 0.
+    """
 
-    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
-        """The image [H, W, D + 1] of `colors` [V, D] and, last, of the depths, m; and its alpha [H, W].
+    view: ProjectedView | None  # the same for images of other values; None = the view has all rows
 
-        The depths are a sum of weights times depths, see `checks.expected_depth`.
+    def splat(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The image [H, W, D] of `features` [V, D], and its alpha [H, W].
+
+        The last feature is overwritten with the depth, m, whose image is a sum of weights times depths
+        (`checks.expected_depth`).
         """
         ...
 
     def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
-        """The gradients that those of the image last made by `splat`, [H, W, D + 1] and [H, W], give to its inputs."""
+        """The gradients that those of the image last made by `splat`, [H, W, D] and [H, W], give to its inputs."""
         ...
 
 
@@ -101,6 +105,12 @@ class TracingRasterizer(Rasterizer, Protocol):
         opacities: Tensor,
         T_camera_map: Tensor,
         camera: PinholeCamera,
+        with_view: bool,
     ) -> TracedView:
-        """Projects as `project` does."""
+        """Projects as `project` does.
+
+        Args:
+            with_view: whether `TracedView.view` will be asked. Else a GPU need not make the host wait to learn which
+                rows are visible.
+        """
         ...

@@ -49,15 +49,11 @@ class TracedCpuView:
     inputs: tuple[Tensor, ...]  # means, quats and scales of all Gaussians, and the pose
     camera: PinholeCamera
 
-    @property
-    def visible(self) -> Tensor:
-        return self.view.visible
-
     @torch.no_grad()
-    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
-        v = self.view
-        self._features = torch.cat((colors, v.depths[:, None]), dim=1)
-        return torch.ops.panoptic_mapper.splat(v.means2d, v.conics, v.extents, v.opacities, self._features, *v.lists)
+    def splat(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        v, self._features = self.view, features
+        features[:, -1] = v.depths
+        return torch.ops.panoptic_mapper.splat(v.means2d, v.conics, v.extents, v.opacities, features, *v.lists)
 
     @torch.no_grad()
     def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
@@ -81,7 +77,7 @@ class TracedCpuView:
             *self.inputs, *self.camera.numbers, v.visible, v_means2d, v_depths, v_conics
         )
         rows = v.visible
-        return SplatGradients(v_means[rows], v_quats[rows], v_scales[rows], v_opacities, v_features[:, :-1])
+        return SplatGradients(v_means[rows], v_quats[rows], v_scales[rows], v_opacities, v_features)
 
 
 class CpuRasterizer:
@@ -130,6 +126,7 @@ class CpuRasterizer:
         opacities: Tensor,
         T_camera_map: Tensor,
         camera: PinholeCamera,
+        with_view: bool,
     ) -> TracedCpuView:
         view = self.project(means, quats, scales, opacities, T_camera_map, camera)
         return TracedCpuView(view, (means, quats, scales, T_camera_map), camera)

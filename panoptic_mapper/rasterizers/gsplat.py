@@ -87,29 +87,34 @@ class TracedGsplatView:
     """A view with what its gradients are computed of, by the kernels behind gsplat's own functions."""
 
     kernels: ModuleType
-    view: GsplatView
+    drawn: GsplatView  # of the visible Gaussians, or of all, in which case it has no `visible`
     inputs: tuple[Tensor, ...]  # means, quats and scales of all Gaussians
     T_camera_map: Tensor  # [4, 4]
-    batch_ids: Tensor  # [V]
-    camera_ids: Tensor  # [V]
+    batch_ids: Tensor | None  # [V]; None = of all
+    camera_ids: Tensor | None  # [V]; None = of all
+    radii: Tensor  # [V or N, 2] px, 0 = not visible
 
     @property
-    def visible(self) -> Tensor:
-        return self.view.visible
+    def view(self) -> GsplatView | None:
+        return None if self.batch_ids is None else self.drawn
 
     @torch.no_grad()
-    def splat(self, colors: Tensor) -> tuple[Tensor, Tensor]:
-        v, size = self.view, (self.view.camera.width, self.view.camera.height)
-        features = _padded(torch.cat((colors, v.depths[:, None]), dim=1))
-        self._num_features = colors.shape[1] + 1
-        self._splatted = (v.means2d, v.conics, features, v.opacities, None, None, *size, TILE)
+    def splat(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        v, self._num_features = self.drawn, features.shape[1]
+        features[:, -1] = v.depths
+        size = (v.camera.width, v.camera.height)
+        if v.isect_gaussians.shape[0] == 0:  # gsplat has no path for nothing to draw
+            return features.new_zeros(*size[::-1], self._num_features), features.new_zeros(size[::-1])
+        self._splatted = (v.means2d, v.conics, _padded(features), v.opacities, None, None, *size, TILE)
         lists = (v.tile_offsets, v.isect_gaussians)
         image, self._alpha, self._last = self.kernels.rasterize_to_pixels_3dgs_fwd(*self._splatted, *lists)
         return image[0, ..., : self._num_features], self._alpha[0, ..., 0]
 
     @torch.no_grad()
     def backward(self, v_image: Tensor, v_alpha: Tensor) -> SplatGradients:
-        v, n = self.view, self._num_features
+        v, n, rows = self.drawn, self._num_features, len(self.drawn.depths)
+        if v.isect_gaussians.shape[0] == 0:
+            return SplatGradients(*(v_image.new_zeros(rows, *width) for width in ((3,), (4,), (3,), (), (n,))))
         _, v_means2d, v_conics, v_features, v_opacities = self.kernels.rasterize_to_pixels_3dgs_bwd(
             *self._splatted,
             v.tile_offsets,
@@ -120,31 +125,40 @@ class TracedGsplatView:
             v_alpha[None, ..., None].contiguous(),
             False,
         )
+        v_depths = v_features[:, n - 1].contiguous()
         means, quats, scales = self.inputs
-        v_means, _, v_quats, v_scales, _ = self.kernels.projection_ewa_3dgs_packed_bwd(
-            means,
-            None,
-            quats,
-            scales,
-            self.T_camera_map[None],
-            _intrinsics(v.camera, means.device)[None],
-            v.camera.width,
-            v.camera.height,
-            BLUR_PX2,
-            self.kernels.CameraModelType.PINHOLE,
-            self.batch_ids,
-            self.camera_ids,
-            v.visible,
-            v.conics,
-            None,
-            v_means2d,
-            v_features[:, n - 1].contiguous(),
-            v_conics,
-            None,
-            False,  # no gradient for the pose
-            True,  # gradients of the visible Gaussians only
-        )
-        return SplatGradients(v_means, v_quats, v_scales, v_opacities, v_features[:, : n - 1])
+        splats = (means, None, quats, scales, self.T_camera_map[None], _intrinsics(v.camera, means.device)[None])
+        image = (v.camera.width, v.camera.height, BLUR_PX2, self.kernels.CameraModelType.PINHOLE)
+        if self.batch_ids is None:
+            v_means, _, v_quats, v_scales, _ = self.kernels.projection_ewa_3dgs_fused_bwd(
+                *splats,
+                *image,
+                self.radii[None],
+                v.conics[None],
+                None,
+                v_means2d[None],
+                v_depths[None],
+                v_conics[None],
+                None,
+                False,  # no gradient for the pose
+            )
+        else:
+            v_means, _, v_quats, v_scales, _ = self.kernels.projection_ewa_3dgs_packed_bwd(
+                *splats,
+                *image,
+                self.batch_ids,
+                self.camera_ids,
+                v.visible,
+                v.conics,
+                None,
+                v_means2d,
+                v_depths,
+                v_conics,
+                None,
+                False,  # no gradient for the pose
+                True,  # gradients of the visible Gaussians only
+            )
+        return SplatGradients(v_means, v_quats, v_scales, v_opacities, v_features[:, :n])
 
 
 def _padded(features: Tensor) -> Tensor:
@@ -174,6 +188,7 @@ class GsplatRasterizer:
         T_camera_map: Tensor,  # [4, 4]
         camera: PinholeCamera,
     ) -> GsplatView:
+        check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
         return self._project(means, quats, scales, opacities, T_camera_map, camera)[0]
 
     @torch.no_grad()
@@ -185,12 +200,13 @@ class GsplatRasterizer:
         opacities: Tensor,
         T_camera_map: Tensor,
         camera: PinholeCamera,
+        with_view: bool,
     ) -> TracedGsplatView:
-        view, *ids = self._project(means, quats, scales, opacities, T_camera_map, camera)
-        if view.isect_gaussians.shape[0] == 0:  # gsplat has no path for nothing to draw
-            view.visible = view.visible[:0]
+        check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
+        project = self._project if with_view else self._project_all
+        view, *rest = project(means, quats, scales, opacities, T_camera_map, camera)
         kernels = importlib.import_module("gsplat.cuda._backend")._C
-        return TracedGsplatView(kernels, view, (means, quats, scales), T_camera_map, *ids)
+        return TracedGsplatView(kernels, view, (means, quats, scales), T_camera_map, *rest)
 
     def _project(
         self,
@@ -200,13 +216,12 @@ class GsplatRasterizer:
         opacities: Tensor,
         T_camera_map: Tensor,
         camera: PinholeCamera,
-    ) -> tuple[GsplatView, Tensor, Tensor]:
-        """The view, and of each visible Gaussian the numbers of its batch and of its camera, which are 0."""
-        check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
+    ) -> tuple[GsplatView, Tensor, Tensor, Tensor]:
+        """The view of the visible Gaussians, and of each its batch and its camera, which are 0, and its radii."""
         if means.shape[0] == 0:  # gsplat divides by the number of Gaussians
             rows = torch.zeros(0, dtype=torch.int64, device=means.device)
             view = GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
-            return view, rows, rows
+            return view, rows, rows, means[:, :2]
         batch_ids, camera_ids, visible, radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
             means,
             None,
@@ -221,22 +236,48 @@ class GsplatRasterizer:
             packed=True,
             opacities=opacities.detach(),  # bounds the footprint; no gradient
         )
-        tiles_x, tiles_y = math.ceil(camera.width / TILE), math.ceil(camera.height / TILE)
-        with torch.no_grad():
-            _, isect_ids, isect_gaussians = self._gsplat.isect_tiles(
-                means2d,
-                radii,
-                depths,
-                TILE,
-                tiles_x,
-                tiles_y,
-                packed=True,
-                n_images=1,
-                image_ids=torch.zeros_like(visible),
-                gaussian_ids=visible,
-            )
-            tile_offsets = self._gsplat.isect_offset_encode(isect_ids, 1, tiles_x, tiles_y)
-        view = GsplatView(
-            self._gsplat, visible, means2d, depths, conics, opacities[visible], tile_offsets, isect_gaussians, camera
+        lists = self._lists(means2d, radii, depths, camera, image_ids=torch.zeros_like(visible), gaussian_ids=visible)
+        view = GsplatView(self._gsplat, visible, means2d, depths, conics, opacities[visible], *lists, camera)
+        return view, batch_ids, camera_ids, radii
+
+    def _project_all(
+        self,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        T_camera_map: Tensor,
+        camera: PinholeCamera,
+    ) -> tuple[GsplatView, None, None, Tensor]:
+        """The view of all Gaussians, whose `visible` says nothing, and their radii; the host does not wait for it."""
+        if means.shape[0] == 0:
+            view, _, _, radii = self._project(means, quats, scales, opacities, T_camera_map, camera)
+            return view, None, None, radii
+        radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
+            means,
+            None,
+            quats,
+            scales,
+            T_camera_map[None],
+            _intrinsics(camera, means.device)[None],
+            camera.width,
+            camera.height,
+            eps2d=BLUR_PX2,
+            near_plane=NEAR_M,
+            opacities=opacities,
         )
-        return view, batch_ids, camera_ids
+        lists = self._lists(means2d, radii, depths, camera)
+        view = GsplatView(self._gsplat, lists[1][:0], means2d[0], depths[0], conics[0], opacities, *lists, camera)
+        return view, None, None, radii[0]
+
+    @torch.no_grad()
+    def _lists(
+        self, means2d: Tensor, radii: Tensor, depths: Tensor, camera: PinholeCamera, **packed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Which Gaussians each tile shows, by depth: offsets [1, tiles_y, tiles_x] of its first in rows [M]."""
+        tiles_x, tiles_y = math.ceil(camera.width / TILE), math.ceil(camera.height / TILE)
+        sizes = {"packed": True, "n_images": 1, **packed} if packed else {}
+        _, isect_ids, isect_gaussians = self._gsplat.isect_tiles(
+            means2d, radii, depths, TILE, tiles_x, tiles_y, **sizes
+        )
+        return self._gsplat.isect_offset_encode(isect_ids, 1, tiles_x, tiles_y), isect_gaussians
