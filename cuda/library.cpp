@@ -4,6 +4,7 @@
 #include <torch/version.h>
 
 #include "device_errors.h"
+#include "image_losses.h"
 #include "label_losses.h"
 #include "label_warp.h"
 #include "local_cross_attention.h"
@@ -73,6 +74,9 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
         " Tensor semantic_of_classes, int first_query) -> (Tensor panoptic, Tensor semantic, Tensor weights)");
   m.def("label_losses(" PM_LOSSES ") -> (Tensor losses, Tensor sums)");
   m.def("label_losses_backward(Tensor v_losses, Tensor sums, " PM_LOSSES ") -> (Tensor v_masks, Tensor v_logs)");
+  m.def("image_losses(Tensor image, Tensor alpha, Tensor observed_color, Tensor observed_depth, float color_weight,"
+        " float depth_weight, float opacity_weight, float ssim_share, float min_depth, float max_depth, float count,"
+        " float error_scale) -> (Tensor terms, Tensor v_image, Tensor v_alpha)");
   m.def("raise_device_errors() -> ()", panoptic_mapper::raise_device_errors);
 }
 
@@ -91,6 +95,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("label_targets", panoptic_mapper::label_targets);
   m.impl("label_losses", panoptic_mapper::label_losses);
   m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
+  m.impl("image_losses", panoptic_mapper::image_losses);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);
@@ -110,6 +115,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("label_targets", panoptic_mapper::label_targets);
   m.impl("label_losses", panoptic_mapper::label_losses);
   m.impl("label_losses_backward", panoptic_mapper::label_losses_backward);
+  m.impl("image_losses", panoptic_mapper::image_losses);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);

@@ -7,23 +7,21 @@ it more than all that there is to compute.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from panoptic_mapper import ops
-from panoptic_mapper.captured_loss import CapturedLosses
 from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.gaussian_map import GaussianMap
-from panoptic_mapper.image_loss import IMAGE_TERMS, image_loss
+from panoptic_mapper.image_loss import IMAGE_TERMS, image_gradients
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.parameter_table import BETA_1, BETA_2, EPSILON
 from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView, Rendering, TracingRasterizer
 from panoptic_mapper.rasterizers.checks import expected_depth
-from panoptic_mapper.seen_counter import COUNT_WEIGHT, least_weight, relaxation
+from panoptic_mapper.seen_counter import least_weight, relaxation
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class TakenStep:
 
     terms: dict[str, Tensor]  # unweighted terms of its loss
     view: ProjectedView | None  # None = it was not asked for
-    image: Tensor  # [H, W, 5 or 8], see `splatted_loss`
+    image: Tensor  # [H, W, 5 or 8], see `image_loss.image_gradients`
     alpha: Tensor  # [H, W]
     means: Tensor  # [M, 3] centres of all that might have been in view
     weights: Tensor  # [V] gradients of the counted channel, of the rows of the view
@@ -63,11 +61,6 @@ class ImageStep:
     density: DensityConfig
     color_relaxation: float
 
-    def __post_init__(self) -> None:
-        ops.load()
-        self._loss = partial(splatted_loss, weights=self.weights, density=self.density)
-        self._captured = CapturedLosses(self._loss, num_differentiable=2)
-
     @torch.no_grad()
     def __call__(
         self, keyframe: Keyframe, ids: Tensor, T_camera_map: Tensor, with_view: bool = False
@@ -82,6 +75,7 @@ class ImageStep:
         """
         if len(ids) == 0:
             return None
+        ops.load()
         table, max_scale_m = self.gaussians.appearance, self.weights.max_scale_m
         values, moments, steps = table.storage
         # A 1 for each Gaussian, whose gradient is the sum of its weights in all pixels; its colour again, for errors.
@@ -92,8 +86,8 @@ class ImageStep:
         if view is not None:
             rows, features = ids[view.visible], features[view.visible]
         image, alpha = traced.splat(features)
-        terms, v_image, v_alpha = self._gradients(image, alpha, keyframe)
-        v = traced.backward(v_image, v_alpha)
+        loss = image_gradients(image, alpha, keyframe, self.weights, self.density)
+        v = traced.backward(loss.v_image, loss.v_alpha)
         kernels.splat_step_(
             values,
             moments,
@@ -113,40 +107,7 @@ class ImageStep:
             least_weight(*alpha.shape),
             *relaxation(self.color_relaxation, *alpha.shape),
         )
+        terms = dict(zip(IMAGE_TERMS, loss.terms.unbind(), strict=True))
         excess = F.softshrink(scales, max_scale_m)  # scales are above 0
         terms["scale"] = 3 * excess.mean()  # of the sum over the axes
         return TakenStep(terms, view, image, alpha, means, v.features[:, 3])
-
-    def _gradients(self, image: Tensor, alpha: Tensor, keyframe: Keyframe) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Terms of the loss, and its gradients to an image of `TracedView.splat` and to its alpha."""
-        images = (image, alpha, keyframe.color, keyframe.depth)
-        if image.is_cuda:
-            captured = self._captured.of(images)
-            _, report = captured.replay(images)
-            v_image, v_alpha = captured.gradients
-        else:
-            with torch.enable_grad():
-                total, report = self._loss(image.requires_grad_(), alpha.requires_grad_(), *images[2:])
-            v_image, v_alpha = torch.autograd.grad(total, (image, alpha))
-        return dict(zip(IMAGE_TERMS, report.unbind(), strict=True)), v_image, v_alpha
-
-
-def splatted_loss(
-    image: Tensor,  # [H, W, 5 or 8] colours, what was 1, colours again or not, and sums of depths
-    alpha: Tensor,  # [H, W]
-    observed_color: Tensor,  # [H, W, 3] uint8
-    observed_depth: Tensor,  # [H, W] m, 0 = none
-    *,
-    weights: LossWeights,
-    density: DensityConfig,
-) -> tuple[Tensor, Tensor]:
-    """`image_loss` of what a `TracedView` splats, with what is to be counted there; and its terms [3], unweighted."""
-    color, count, copies, depth = image.split([3, 1, image.shape[-1] - 5, 1], dim=-1)
-    depth = expected_depth(depth[..., 0], alpha, MIN_ALPHA)
-    total, terms, errors = image_loss(
-        color, depth, alpha, observed_color, observed_depth, weights=weights, density=density
-    )
-    total = total + COUNT_WEIGHT * (count[..., 0] - alpha).mean()
-    if copies.shape[-1] > 0:
-        total = total + (copies * errors).sum()
-    return total, terms

@@ -32,30 +32,6 @@ class LossWeights(Config):
     repulsion: float = param(0.01, "overlap of queries' embeddings of neighbouring objects", ge=0)
 
 
-def color_loss(rendered: Tensor, observed: Tensor, counted: Tensor, ssim_share: float) -> Tensor:
-    """Weighted L1 and structural dissimilarity of images [H, W, 3] in 0..1 over `counted` [H, W] (0 or 1)."""
-    rendered, observed = rendered * counted[..., None], observed * counted[..., None]
-    l1 = (rendered - observed).abs().mean()
-    if ssim_share == 0:
-        return l1
-    return (1 - ssim_share) * l1 + ssim_share * (1 - ssim(rendered, observed))
-
-
-def ssim(a: Tensor, b: Tensor, window: int = 8, stride: int = 4) -> Tensor:
-    """Mean structural similarity of images [H, W, 3] in 0..1 (Wang et al. 2004) over overlapping square windows.
-
-    Uniform windows, not Gaussian ones at every pixel: on a CPU those would cost more than the splatting. In an image
-    that is smaller than the window, the window is as wide as the image's shorter side.
-    """
-    window = min(window, *a.shape[:2])
-    stacked = torch.cat([a, b, a * a, b * b, a * b], dim=-1).permute(2, 0, 1)  # [15, H, W]
-    mean_a, mean_b, aa, bb, ab = F.avg_pool2d(stacked, window, stride).split(3)
-    c1, c2 = 0.01**2, 0.03**2
-    var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    return (luminance * (2 * cov + c2) / (var_a + var_b + c2)).mean()
-
-
 def masked_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean; 0 where nothing is counted."""
     return (values * weights).sum() / weights.sum().clamp_min(1)

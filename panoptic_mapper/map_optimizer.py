@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from panoptic_mapper import ops
 from panoptic_mapper.association import AssociationConfig
-from panoptic_mapper.captured_loss import CapturedLosses
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.density_control import DensityConfig
 from panoptic_mapper.geometry import inverse_pose
@@ -76,8 +74,6 @@ class MapOptimizer:
         self.association = association
         self.losses: dict[str, Tensor] = {}  # last value of each term, on the device
         self.on_gradients: Callable[[Keyframe, MapView, Tensor], None] | None = None  # the view, and what it has seen
-        self._loss = partial(image_loss, weights=weights, density=density)
-        self._captured = CapturedLosses(self._loss, num_differentiable=3)
         self._image_step: ImageStep | None = None  # where steps on images can be differentiated by hand
         if isinstance(map.rasterizer, TracingRasterizer) and map.gaussians.config.base == "3dgs":
             self._image_step = ImageStep(map.gaussians, map.rasterizer, weights, density, config.color_relaxation)
@@ -125,11 +121,11 @@ class MapOptimizer:
         view = self.view_of(keyframe)
         if len(view.visible_ids) == 0:
             return
-        relaxation = self.config.color_relaxation
-        counter = SeenCounter(view, with_errors=relaxation > 0)
+        counter = SeenCounter(view, with_errors=self.config.color_relaxation > 0)
         surface = view.render_surface(counter) if self.map.gaussians.config.base == "surfel" else None
         rendering = view.render(counter) if surface is None else surface.rendering
-        image_total, report, errors = self._image_loss(keyframe, rendering)
+        image = counter.image(rendering)
+        image_total, report = image_loss(image, rendering.alpha, keyframe, self.weights, self.density)
         scales = view.gaussians["log_scales"].exp()
         terms = {"scale": (scales - self.weights.max_scale_m).clamp_min(0).sum() / len(scales)}
         if surface is not None:
@@ -138,16 +134,12 @@ class MapOptimizer:
         if with_labels:
             labels, label_terms = self._label_terms(keyframe, view, rendering, neighbours)
             terms |= label_terms
-        total = image_total + counter.term + self._weighted(terms).sum()
-        if relaxation > 0:
-            torch.autograd.backward([total, counter.copied], [None, errors])
-        else:
-            total.backward()
+        (image_total + self._weighted(terms).sum()).backward()
         seen = counter.seen()
         if self.on_gradients is not None:
             self.on_gradients(keyframe, view, seen)
         self.map.gaussians.appearance.update(view.gaussians, seen)
-        counter.relax_colors(relaxation)
+        counter.relax_colors(self.config.color_relaxation)
         if labels is not None:
             self._update_labels(view, labels, seen[view.projection.visible])
         self.losses |= {name: value.detach() for name, value in terms.items()}
@@ -211,12 +203,6 @@ class MapOptimizer:
         for name in ("exp_avg", "exp_avg_sq"):
             if name in state:
                 state[name] = torch.nn.functional.pad(state[name], (0, 0, 0, num_classes - len(state[name])))
-
-    def _image_loss(self, keyframe: Keyframe, rendering: Rendering) -> tuple[Tensor, ...]:
-        """What `image_loss` makes of a keyframe, on a GPU by a CUDA graph."""
-        images = (rendering.color, rendering.depth, rendering.alpha, keyframe.color, keyframe.depth)
-        loss = self._captured.of(images) if rendering.color.is_cuda else self._loss
-        return loss(*images)
 
     def _label_losses(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
         """Cross entropies and dice (cuda/label_losses.h), and what keeps queries apart."""

@@ -59,8 +59,9 @@ class SeenCounter:
     What is behind a wall is projected too, and gets the little gradient that leaks through. Adam would turn that into
     full steps, and the rooms behind would be bent to explain the wall.
 
-    Every Gaussian has a 1 in that channel, whose image is the rendering's alpha. `term`, the mean difference of the two
-    times COUNT_WEIGHT, is 0 and moves nothing. Its gradient to a Gaussian's 1 is the sum of w_g(u) over the pixels u.
+    Every Gaussian has a 1 in that channel, whose image is the rendering's alpha. The mean difference of the two, times
+    COUNT_WEIGHT, is a term of the loss (`image_loss`) that is 0 and moves nothing. Its gradient to a Gaussian's 1 is
+    the sum of w_g(u) over the pixels u.
     """
 
     def __init__(self, view: MapView, with_errors: bool = False):
@@ -68,17 +69,21 @@ class SeenCounter:
         device = view.gaussians.ids.device
         self._ones = torch.ones(len(view.projection.visible), 1, device=device, requires_grad=True)
         self._copies = self._ones[:, :0].detach()  # [V, 3] of the colours, with errors
-        self.copied = self._copies  # [H, W, 3] their image
-        self.term = torch.zeros((), device=device)  # to be added to the loss
+        self._counted = self._ones  # [H, W, 1 or 4] image of the ones and of the copies
 
     def render(self, colors: Tensor) -> Rendering:
         """Splats `colors` [V, D], of which the first three are RGB, as the view does."""
         if self._with_errors:
             self._copies = colors[:, :3].detach().requires_grad_()
         rendering = self._view.projection.render(torch.cat([colors, self._ones, self._copies], dim=1))
-        color, count, self.copied = rendering.color.split([colors.shape[1], 1, self._copies.shape[1]], dim=-1)
-        self.term = COUNT_WEIGHT * (count[..., 0] - rendering.alpha).mean()
+        num_counted = 1 + self._copies.shape[1]
+        color, self._counted = rendering.color.split([colors.shape[1], num_counted], dim=-1)
         return Rendering(color, rendering.depth, rendering.alpha)
+
+    def image(self, rendering: Rendering) -> Tensor:
+        """A rendering of three colours with what was counted in it, [H, W, 5 or 8], see `image_loss`."""
+        depth_sums = rendering.depth * rendering.alpha
+        return torch.cat([rendering.color, self._counted, depth_sums[..., None]], dim=-1)
 
     def relax_colors(self, share: float) -> None:
         """Colours follow the errors; after a backward in which `copied` had these, times ERROR_SCALE, as gradient."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 from small_room import SPACE, PassOn, make_mapper, wall_frame
 
 from panoptic_mapper.density_control import DensityConfig
-from panoptic_mapper.image_step import ImageStep, splatted_loss
+from panoptic_mapper.image_step import ImageStep
 from panoptic_mapper.losses import LossWeights
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.rasterizers.base import TracingRasterizer
@@ -148,16 +146,3 @@ def test_steps_of_densification_are_by_autograd() -> None:
     for with_labels in (False, True):
         mapper.optimizer.step(mapper.keyframes.all[0], with_labels=with_labels)
     assert taken == [False, True]
-
-
-def test_the_loss_of_what_is_splatted_counts_and_sends_errors_back() -> None:
-    g = torch.Generator().manual_seed(0)
-    image, alpha = torch.rand(24, 32, 8, generator=g, requires_grad=True), torch.rand(24, 32, generator=g)
-    observed = (torch.randint(0, 256, (24, 32, 3), generator=g, dtype=torch.uint8), torch.ones(24, 32))
-    loss = partial(splatted_loss, weights=LossWeights(), density=DensityConfig())
-    total, terms = loss(image, alpha, *observed)
-    assert terms.shape == (3,)
-    (v_image,) = torch.autograd.grad(total, image)
-    np.testing.assert_allclose(v_image[..., 3], 1e-3 / (24 * 32), rtol=1e-5)
-    errors = (observed[0] / 255 - image[..., :3]).detach()
-    torch.testing.assert_close(v_image[..., 4:7] / 1e-12, errors, rtol=1e-4, atol=1e-5)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_parts.context import Context, markdown, times_ms
+from panoptic_mapper.image_loss import image_gradients
 from panoptic_mapper.label_targets import LabelTargets
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.object_discovery import maintain_queries, refit_queries
+from panoptic_mapper.seen_counter import SeenCounter
 
 NUM_FRAMES = 60  # that the map is made of
 CHANNELS = (1, 4, 32, 64)  # that are splatted
@@ -65,6 +67,8 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
     pose = keyframe.camera, keyframe.T_map_camera
     view = mapper.map.view(*pose)
     rendering, labels = view.render(), view.blend_labels()
+    counter = SeenCounter(view, with_errors=True)
+    image = counter.image(counter.render(view.colors())).detach()
 
     def step(with_labels: bool) -> Callable[[], object]:
         return lambda: optimizer.step(keyframe, neighbours if with_labels else (), with_labels)
@@ -82,7 +86,9 @@ def step_parts(mapper: PanopticMapper) -> dict[str, Callable[[], object]]:
         "step: with labels": step(True),
         "step: view (gather, project, sort)": lambda: mapper.map.view(*pose),
         "step: render": view.render,
-        "step: image loss": lambda: optimizer._image_loss(keyframe, rendering),
+        "step: image loss": lambda: image_gradients(
+            image, rendering.alpha, keyframe, optimizer.weights, optimizer.density
+        ),
         "step: Adam": update,
         "step: blend labels": view.blend_labels,
         "step: label terms": lambda: optimizer._label_losses(view, labels, LabelTargets.of(keyframe, view)),

@@ -59,15 +59,15 @@ def _register(library: Path) -> None:
     """Registers autograd and fakes on what was just loaded."""
     from panoptic_mapper.ops import (
         cpu_fallback,
-        label_losses,
         label_warp,
         local_cross_attention,
+        losses,
         map_rows,
         rasterize,
         whitening,
     )
 
-    for module in (rasterize, local_cross_attention, label_warp, label_losses, map_rows, whitening):
+    for module in (rasterize, local_cross_attention, label_warp, losses, map_rows, whitening):
         module.register()
     if torch.cuda.is_available() and CUDA_MARKER not in library.read_bytes():
         logger.warning(

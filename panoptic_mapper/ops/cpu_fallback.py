@@ -22,6 +22,7 @@ OPERATORS = (
     "whitening_matrices",
     "whitening_matrices_backward",
     "splat_inputs",
+    "image_losses",
 )
 ROW_OPERATORS = ("adam_rows_", "splat_step_")  # which change a table
 

@@ -1,4 +1,4 @@
-"""Gradients and shapes of the operators of label losses (cuda/label_losses.h states their contract)."""
+"""Gradients and shapes of the operators of losses; cuda/label_losses.h, cuda/image_losses.h state their contracts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from torch import Tensor
 @functools.cache
 def register() -> None:
     """Registers fakes and autograd. The operators must have been loaded."""
+    torch.library.register_fake("panoptic_mapper::image_losses", _image_losses_fake)
     torch.library.register_fake("panoptic_mapper::label_targets", _targets_fake)
     torch.library.register_fake("panoptic_mapper::label_losses", _losses_fake)
     torch.library.register_fake("panoptic_mapper::label_losses_backward", _backward_fake)
     torch.library.register_autograd("panoptic_mapper::label_losses", _backward, setup_context=_context)
+
+
+def _image_losses_fake(image: Tensor, alpha: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return image.new_empty(3), image.new_empty(image.shape), alpha.new_empty(alpha.shape)
 
 
 def _targets_fake(
