@@ -77,8 +77,8 @@ class Segmentation:
         if self.semantic.shape == (height, width):
             return self
 
-        confidence = None if self.confidence is None else _nearest(self.confidence, width, height)
-        return Segmentation(_nearest(self.semantic, width, height), _nearest(self.instance, width, height), confidence)
+        confidence = None if self.confidence is None else nearest(self.confidence, width, height)
+        return Segmentation(nearest(self.semantic, width, height), nearest(self.instance, width, height), confidence)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Frame:
         return replace(
             self,
             color=cv2.resize(self.color, (width, height), interpolation=cv2.INTER_AREA),
-            depth=_nearest(self.depth, width, height),
+            depth=nearest(self.depth, width, height),
             camera=self.camera.resized(width, height),
             labels=None if self.labels is None else self.labels.resized(width, height),
         )
@@ -146,7 +146,7 @@ def checked_pose(T: np.ndarray, tolerance: float = 1e-3) -> np.ndarray:
     return T
 
 
-def _nearest(array: np.ndarray, width: int, height: int) -> np.ndarray:
+def nearest(array: np.ndarray, width: int, height: int) -> np.ndarray:
     """An image [H, W] at another resolution: each pixel takes what is nearest to its centre.
 
     OpenCV's INTER_NEAREST takes the pixel at the upper left corner, which shifts a reduced image by up to half a pixel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -117,8 +118,10 @@ class KeyframeStore:
         if not self.all:
             return True
         T = inverse_pose(self.all[-1].T_map_camera) @ T_map_camera
-        angle = np.degrees(np.arccos(np.clip((np.trace(T[:3, :3]) - 1) / 2, -1, 1)))
-        return bool(np.linalg.norm(T[:3, 3]) >= self.config.translation_m or angle >= self.config.rotation_deg)
+        if np.linalg.norm(T[:3, 3]) >= self.config.translation_m:
+            return True
+        cosine = min(max((float(T[0, 0] + T[1, 1] + T[2, 2]) - 1) / 2, -1.0), 1.0)
+        return math.degrees(math.acos(cosine)) >= self.config.rotation_deg
 
     def shows_enough_new(self, depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray) -> bool:
         """Whether enough of an image [H, W] m near the latest keyframe is seen by none; asked of depth images alone."""

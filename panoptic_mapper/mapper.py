@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from panoptic_mapper import extraction, mapper_state
+from panoptic_mapper import covisibility, extraction, mapper_state
 from panoptic_mapper.association import AssociationConfig
 from panoptic_mapper.config import Config, param, section
 from panoptic_mapper.densification import DensificationConfig
@@ -27,7 +27,7 @@ from panoptic_mapper.density_control import (
     unobstructed,
     usable_depth,
 )
-from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
+from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation, nearest
 from panoptic_mapper.gaussian_map import GaussianConfig, GaussianMap, LearningRates
 from panoptic_mapper.geometry import estimate_up
 from panoptic_mapper.instances import InstanceConfig, InstanceQueries
@@ -333,12 +333,15 @@ class PanopticMapper:
 
     def _is_keyframe(self, frame: Frame) -> bool:
         """Whether a frame has depth to map, and the camera has moved on or sees enough that no keyframe has seen."""
-        usable = usable_depth(frame.depth, self.config.density)
-        if np.count_nonzero(usable) < self.config.density.min_usable_share * usable.size:
+        depth, density = frame.depth, self.config.density
+        least = density.min_usable_share * depth.size
+        # Every eighth row mostly holds that much already, and the others are not looked at.
+        if all(np.count_nonzero(usable_depth(rows, density)) < least for rows in (depth[::8], depth)):
             return False
         if self.keyframes.moved_enough(frame.T_map_camera):
             return True
-        return self.keyframes.shows_enough_new(frame.depth * usable, frame.camera, frame.T_map_camera)
+        depth = nearest(depth, *covisibility.POINTS)  # no more of it is asked about
+        return self.keyframes.shows_enough_new(depth * usable_depth(depth, density), frame.camera, frame.T_map_camera)
 
     def _segment(self, frame: Frame) -> Segmentation | None:
         """The 2D labels at mapping size, where there are some and they come at once."""

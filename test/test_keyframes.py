@@ -12,8 +12,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from small_room import CHAIR, CPU, FLOOR, TABLE, make_mapper, room_frames, wall_frame
 
-from panoptic_mapper.covisibility import CovisibilityGraph
-from panoptic_mapper.frame import Frame, Segmentation
+from panoptic_mapper.covisibility import POINTS, CovisibilityGraph
+from panoptic_mapper.frame import Frame, Segmentation, nearest
 from panoptic_mapper.keyframes import KeyframeConfig, KeyframeStore, _numbered_masks
 
 
@@ -237,6 +237,21 @@ def test_neighbours_see_the_same_and_the_nearest_most_often() -> None:
     assert store.neighbours(store.all[0], 0) == []
     chosen = Counter(store.neighbours(store.all[0], 1)[0].id for _ in range(400))
     assert chosen[1] / chosen[2] == pytest.approx(0.9 / 0.3, rel=0.3)
+
+
+def test_shares_stay_however_many_keyframes_there_are() -> None:
+    frame = wall_frame()
+    graph = shares(*[frame] * 140)
+    assert all(seen_by == dict.fromkeys(set(range(140)) - {i}, 1) for i, seen_by in enumerate(graph))
+
+
+def test_no_more_than_a_grid_of_points_is_asked_about_a_frame() -> None:
+    frame = wall_frame(T_map_camera=pose(2.7)).resized(80, 60)
+    covis = make_store(3).covisibility
+    grid = nearest(frame.depth, *POINTS)
+    assert grid.shape == (12, 16)
+    share = covis.unseen_share(frame.depth, frame.camera, frame.T_map_camera)
+    assert covis.unseen_share(grid, frame.camera, frame.T_map_camera) == share > 0
 
 
 def test_a_restored_store_knows_what_shows_the_same() -> None:
