@@ -8,9 +8,12 @@ top-left pixel is at (0, 0).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
+
+from panoptic_mapper.distinct_values import DistinctValues, Runs
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,25 @@ class Segmentation:
                 raise ValueError(f"labels: {name} has shape {array.shape}, expected {self.semantic.shape}")
         if self.semantic.size and (self.semantic.min() < 0 or self.instance.min() < 0):
             raise ValueError("labels: negative class or instance id")
+
+    @cached_property
+    def segments(self) -> DistinctValues:
+        """The different pairs of instance and class, as `instance << 32 | class`, and where they are."""
+        return DistinctValues.of_runs(Runs.of_pairs(self.instance, self.semantic))
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether any pixel is labelled."""
+        return bool((self.segments.values & 0xFFFFFFFF).any())
+
+    def without_instances_of(self, is_other: np.ndarray) -> Segmentation:
+        """The labels with instance 0 wherever the class is one of those that `is_other` [C] bool says."""
+        ids, classes = np.divmod(self.segments.values, 1 << 32)
+        is_dropped = (ids > 0) & is_other[classes]
+        if not is_dropped.any():
+            return self
+        instance = self.segments.replaced_by(np.where(is_dropped, 0, ids).astype(np.int32))
+        return replace(self, instance=instance)
 
     def resized(self, width: int, height: int) -> Segmentation:
         """Nearest-neighbour resampling; returns self where the size is already right."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.covisibility import CovisibilityGraph
-from panoptic_mapper.distinct_values import DistinctValues
+from panoptic_mapper.distinct_values import Runs
 from panoptic_mapper.frame import Frame, PinholeCamera, Segmentation
 from panoptic_mapper.geometry import inverse_pose
 from panoptic_mapper.instances import Observations, Sighting
@@ -39,7 +39,7 @@ class HostImages:
     """Those images of a keyframe that are asked in host memory."""
 
     depth: np.ndarray  # [H, W] float32 m, 0 = none
-    mask_index: np.ndarray  # [H, W] int32
+    masks: Runs  # of the image of masks
 
 
 @dataclass
@@ -81,15 +81,19 @@ class Keyframe:
 
     def images_on_host(self) -> HostImages:
         """Depth and masks in host memory; a GPU is waited for where they are not kept there."""
-        return self.host_images or HostImages(*(t.numpy() for t in to_host(self.depth, self.mask_index)))
+        if self.host_images is None:
+            depth, mask_index = to_host(self.depth, self.mask_index)
+            return HostImages(depth.numpy(), Runs.of(mask_index.numpy()))
+        return self.host_images
 
     def set_labels(self, segmentation: Segmentation) -> None:
         """Gives a keyframe that has none its labels [H, W], which came later than the frame."""
-        fields, _ = _label_fields(segmentation, self.depth.device)
-        for name, value in fields.items():
+        masks, of_masks = _numbered_masks(segmentation)
+        images = to_device_together(_label_images(segmentation, masks), self.depth.device)
+        for name, value in (_label_fields(images) | of_masks).items():
             setattr(self, name, value)
         self.host_images = None
-        self.has_labels = bool((segmentation.semantic > 0).any())
+        self.has_labels = segmentation.has_classes
 
     def T_camera_map(self) -> Tensor:
         """Map to camera frame [4, 4] float32 on the keyframe's device."""
@@ -129,13 +133,18 @@ class KeyframeStore:
 
     def add(self, frame: Frame, segmentation: Segmentation | None, device: torch.device) -> Keyframe:
         """Keeps a frame with the labels of its 2D model (None: geometry only)."""
+        is_labelled = segmentation is not None
         if segmentation is None:
             nothing = np.zeros(frame.depth.shape, dtype=np.int32)
             segmentation = Segmentation(nothing, nothing)
-        label_fields, mask_index = _label_fields(segmentation, device)
+        masks, of_masks = _numbered_masks(segmentation)
+        images, label_images = (frame.color, frame.depth), _label_images(segmentation, masks)
+        if is_labelled:
+            color, depth, *labels = to_device_together((*images, *label_images), device)
+        else:  # in a piece of their own, which is freed when others come in their place
+            (color, depth), labels = to_device_together(images, device), to_device_together(label_images, device)
         if self.all:
             self.all[-1].host_images = None
-        color, depth = to_device_together((frame.color, frame.depth), device)
         keyframe = Keyframe(
             id=len(self.all),
             stamp_ns=frame.stamp_ns,
@@ -143,10 +152,11 @@ class KeyframeStore:
             T_map_camera=frame.T_map_camera,
             color=color,
             depth=depth,
-            host_images=HostImages(frame.depth, mask_index),
-            **label_fields,
+            host_images=HostImages(frame.depth, masks),
+            **_label_fields(labels),
+            **of_masks,
         )
-        keyframe.has_labels = bool((segmentation.semantic > 0).any())
+        keyframe.has_labels = segmentation.has_classes
         self.all.append(keyframe)
         self.covisibility.add(frame.depth, frame.camera, frame.T_map_camera)
         return keyframe
@@ -214,27 +224,22 @@ class KeyframeStore:
             keyframe.mask_ids = [resolve.get(id, id) for id in keyframe.mask_ids]
 
 
-def _label_fields(segmentation: Segmentation, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
-    """The fields of a keyframe that hold 2D labels, and the numbered masks [H, W] in host memory."""
-    mask_index, classes, scores, px = _numbered_masks(segmentation)
+def _label_images(segmentation: Segmentation, masks: Runs) -> tuple[np.ndarray, ...]:
+    """Semantic and mask index [H, W] int32 as a keyframe has them, and the confidence [H, W] where it is given."""
     given = () if segmentation.confidence is None else (segmentation.confidence,)
-    images = (segmentation.semantic.astype(np.int32, copy=False), mask_index, *given)
-    semantic, masks, *confidence = to_device_together(images, device)
-    fields = {
-        "semantic": semantic,
-        "mask_index": masks,
-        "confidence": confidence[0] if confidence else torch.ones(masks.shape, device=device),
-        "mask_classes": classes,
-        "mask_scores": scores,
-        "mask_px": px,
-        "mask_ids": [0] * len(classes),
-    }
-    return fields, mask_index
+    return segmentation.semantic.astype(np.int32, copy=False), masks.image(), *given
 
 
-def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], list[float], list[int]]:
-    """Masks numbered 1..K with their class (the most frequent one inside), mean confidence, and pixels."""
-    pairs = DistinctValues.of(segmentation.instance.astype(np.int64) << 32 | segmentation.semantic)
+def _label_fields(images: list[Tensor]) -> dict[str, Any]:
+    """The fields of a keyframe that are `_label_images`, on the device."""
+    semantic, mask_index, *given = images
+    confidence = given[0] if given else torch.ones(semantic.shape, device=semantic.device)
+    return {"semantic": semantic, "mask_index": mask_index, "confidence": confidence}
+
+
+def _numbered_masks(segmentation: Segmentation) -> tuple[Runs, dict[str, Any]]:
+    """Masks numbered 1..K [H, W] int32, and the fields with their class (the most frequent inside), score and size."""
+    pairs = segmentation.segments
     ids, classes, px = pairs.values >> 32, pairs.values & 0xFFFFFFFF, pairs.counts
     in_mask = np.flatnonzero((ids > 0) & (classes > 0))
     present, mask = np.unique(ids[in_mask], return_inverse=True)
@@ -245,6 +250,12 @@ def _numbered_masks(segmentation: Segmentation) -> tuple[np.ndarray, list[int], 
     area = np.bincount(numbers, px, len(votes)).astype(np.int64)
     scores = np.ones(len(area))
     if segmentation.confidence is not None:
-        sums = np.add.reduceat(segmentation.confidence.ravel(), pairs.run_starts, dtype=np.float64)
+        sums = np.add.reduceat(segmentation.confidence.ravel(), pairs.runs.starts, dtype=np.float64)
         scores = np.bincount(numbers[pairs.of_run], sums, len(area)) / np.maximum(area, 1)
-    return pairs.replaced_by(numbers), votes.argmax(1).tolist(), scores.tolist(), area.tolist()
+    fields = {
+        "mask_classes": votes.argmax(1).tolist(),
+        "mask_scores": scores.tolist(),
+        "mask_px": area.tolist(),
+        "mask_ids": [0] * len(area),
+    }
+    return pairs.runs_with(numbers), fields

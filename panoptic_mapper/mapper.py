@@ -364,9 +364,11 @@ class PanopticMapper:
     def _usable_labels(self, segmentation: Segmentation, depth: np.ndarray) -> Segmentation:
         """Labels at the size of `depth` [H, W]: none for what is right before the lens, and no instances of stuff."""
         segmentation = segmentation.resized(*depth.shape[::-1])
-        semantic = segmentation.semantic * unobstructed(depth, self.config.density)
-        instance = segmentation.instance * self.label_space.is_thing.take(semantic)
-        return Segmentation(semantic, instance, segmentation.confidence)
+        semantic, is_free = segmentation.semantic, unobstructed(depth, self.config.density)
+        if not is_free.all():
+            semantic = semantic * is_free
+        labels = Segmentation(semantic, segmentation.instance, segmentation.confidence)
+        return labels.without_instances_of(~self.label_space.is_thing)
 
     @torch.no_grad()
     def _associate(self, keyframe: Keyframe) -> tuple[Tensor, Rendering, list[int]]:

@@ -168,19 +168,17 @@ def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfi
     At most MAX_POINTS of each, evenly over the mask: more cost time, and say the same.
     """
     images = keyframe.images_on_host()
-    is_asked = np.zeros(len(keyframe.mask_ids), bool)
-    is_asked[masks] = True
-    pixels = np.flatnonzero(is_asked.take(images.mask_index) & usable_depth(images.depth, density))
-    of_mask = images.mask_index.ravel()[pixels]
-    order = np.argsort(of_mask.astype(np.uint16) if len(is_asked) < 2**16 else of_mask, kind="stable")  # 16 bit: radix
-    begins, ends = (np.searchsorted(of_mask[order], masks, side) for side in ("left", "right"))
+    depth = images.depth.ravel()
     camera, T = keyframe.camera, keyframe.T_map_camera.astype(np.float32)
     found = []
-    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
-        v, u = np.divmod(pixels[order[begin : end : 1 + (end - begin) // MAX_POINTS]], camera.width)
-        z = images.depth[v, u]
+    for mask in masks:
+        pixels = images.masks.pixels_of(mask)
+        pixels = pixels[usable_depth(depth[pixels], density)]
+        chosen = pixels[:: 1 + len(pixels) // MAX_POINTS]
+        v, u = np.divmod(chosen, camera.width)
+        z = depth[chosen]
         points = np.stack([(u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z, z], axis=-1)
-        found.append((torch.from_numpy(points.astype(np.float32) @ T[:3, :3].T + T[:3, 3]), end - begin))
+        found.append((torch.from_numpy(points.astype(np.float32) @ T[:3, :3].T + T[:3, 3]), len(pixels)))
     return found
 
 

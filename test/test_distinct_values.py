@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from panoptic_mapper.distinct_values import DistinctValues
+from panoptic_mapper.distinct_values import DistinctValues, Runs
 
 
 @settings(max_examples=200, deadline=None)
@@ -39,3 +39,28 @@ def test_views_with_gaps() -> None:
     image = np.arange(24, dtype=np.int32).reshape(4, 6)[::2, ::-3] // 10
     distinct = DistinctValues.of(image)
     np.testing.assert_array_equal(distinct.replaced_by(distinct.values), image)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    arrays(
+        st.sampled_from([np.uint8, np.int32, np.int64]),
+        st.tuples(st.just(2), st.integers(0, 5), st.integers(0, 5)),
+        elements=st.integers(0, 2),
+    )
+)
+def test_runs_of_pairs_are_those_of_one_number_for_both(images: np.ndarray) -> None:
+    high, low = images
+    pairs = high.astype(np.int64) << 32 | low
+    runs = Runs.of_pairs(high, low)
+    np.testing.assert_array_equal(runs.image(), pairs)
+    np.testing.assert_array_equal(runs.starts, Runs.of(pairs).starts)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(np.int32, array_shapes(min_dims=2, max_dims=2), elements=st.integers(0, 4)))
+def test_pixels_of_a_value(image: np.ndarray) -> None:
+    distinct = DistinctValues.of(image)
+    runs = distinct.runs_with(distinct.values // 2)  # of which some that follow each other are equal
+    for value in range(4):
+        np.testing.assert_array_equal(runs.pixels_of(value), np.flatnonzero(image // 2 == value))

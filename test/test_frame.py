@@ -130,3 +130,23 @@ def test_the_right_size_is_not_copied() -> None:
     frame = make_frame()
     assert frame.resized(64, 48) is frame
     assert frame.labels.resized(64, 48) is frame.labels
+
+
+def test_instances_of_other_classes_are_dropped_and_the_rest_stays() -> None:
+    semantic = np.array([[0, 1, 2], [2, 3, 1]], np.int32)
+    instance = np.array([[4, 5, 5], [0, 6, 7]], np.int32)
+    confidence = np.linspace(0, 1, 6, dtype=np.float32).reshape(2, 3)
+    labels = Segmentation(semantic, instance, confidence)
+    told = labels.without_instances_of(np.array([True, False, True, False]))
+    assert told.instance.tolist() == [[0, 5, 0], [0, 6, 7]]
+    assert told.instance.dtype == np.int32
+    np.testing.assert_array_equal(told.semantic, semantic)
+    np.testing.assert_array_equal(told.confidence, confidence)
+    assert told.without_instances_of(np.array([True, False, True, False])) is told
+
+
+def test_labels_have_classes_where_any_pixel_has_one() -> None:
+    nothing = np.zeros((2, 3), np.int32)
+    assert not Segmentation(nothing, nothing).has_classes
+    assert not Segmentation(nothing, nothing + 1).has_classes
+    assert Segmentation(np.array([[0, 0, 0], [0, 2, 0]], np.int32), nothing).has_classes

@@ -333,8 +333,8 @@ def test_memory_is_that_of_all_images() -> None:
 def test_masks_are_numbered_in_the_order_of_their_ids(largest: int, has_rest: bool) -> None:
     instance = np.array([[3, largest, 3], [0 if has_rest else 5, 5, largest]], np.int32)
     semantic = np.array([[1, 2, 1], [2, 2, 2]], np.int32)
-    index, classes, _, px = _numbered_masks(Segmentation(semantic, instance))
-    assert index.dtype == np.int32
-    assert index.tolist() == [[1, 3, 1], [0 if has_rest else 2, 2, 3]]
-    assert classes[1:] == [1, 2, 2]
-    assert px == [int(has_rest), 2, 2 - has_rest, 2]
+    masks, fields = _numbered_masks(Segmentation(semantic, instance))
+    assert masks.image().dtype == np.int32
+    assert masks.image().tolist() == [[1, 3, 1], [0 if has_rest else 2, 2, 3]]
+    assert fields["mask_classes"][1:] == [1, 2, 2]
+    assert fields["mask_px"] == [int(has_rest), 2, 2 - has_rest, 2]
