@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,6 +95,7 @@ class InstanceQueries:
         self.revision = 0  # counts the changes of which queries there are
         self.next_id = 1
         self._was_full = False
+        self._counted: tuple[Any, ...] = (None, None, None)  # what was counted last, for which queries, and where
         self.merged_into: dict[int, int] = {}  # id that is gone -> id that took its place; 0 = retired
 
     def __len__(self) -> int:
@@ -236,15 +238,21 @@ class InstanceQueries:
 
     def count(self, observations: Observations) -> None:
         """Makes the evidence and the numbers and times of observations those of all masks with their present ids."""
-        rows = self.rows_of(observations.ids)
-        own = rows >= 0
-        rows, frames = rows[own], observations.frames[own]
-        self.evidence.zero_().index_put_((rows, observations.classes[own]), observations.weights[own], accumulate=True)
-        stamps = observations.stamps_ns[frames]
-        seen_in = torch.unique(rows * len(observations.stamps_ns) + frames) // max(len(observations.stamps_ns), 1)
-        self.column("observations").copy_(torch.bincount(seen_in, minlength=len(self)))
-        self.column("first_seen_ns").scatter_reduce_(0, rows, stamps, "amin")
-        self.column("last_seen_ns").scatter_reduce_(0, rows, stamps, "amax")
+        asked = (observations, self.ids, self.evidence)
+        if all(now is before for now, before in zip(asked, self._counted, strict=True)):
+            return
+        self._counted = asked
+        rows = self.rows_of(observations.ids).numpy()
+        own = np.flatnonzero(rows >= 0)
+        rows, frames = rows[own], observations.frames.numpy()[own]
+        evidence, num_frames = self.evidence.zero_().numpy(), max(len(observations.stamps_ns), 1)
+        np.add.at(evidence, (rows, observations.classes.numpy()[own]), observations.weights.numpy()[own])
+        seen_in = np.unique(rows * num_frames + frames) // num_frames
+        stamps = observations.stamps_ns.numpy()[frames]
+        counts = {name: self.column(name).numpy() for name in ("observations", "first_seen_ns", "last_seen_ns")}
+        counts["observations"][:] = np.bincount(seen_in, minlength=len(self))
+        np.minimum.at(counts["first_seen_ns"], rows, stamps)
+        np.maximum.at(counts["last_seen_ns"], rows, stamps)
 
     def replace_sighting(self, old: Sighting | None, new: Sighting) -> None:
         """Counts what a keyframe says now in place of what it said before."""
@@ -346,9 +354,15 @@ def robust_gaussian(points: Tensor) -> tuple[Tensor, Tensor]:
     in two halves or around a corner is held whole, which the median and its deviations would take for outliers; the
     background behind the mask's border is not.
     """
-    low, high = torch.from_numpy(np.quantile(points.numpy(), [BULK, 1 - BULK], axis=0).astype(np.float32))
-    margin = 0.5 * (high - low) + MIN_STD_M
-    inliers = points[((points > low - margin) & (points < high + margin)).all(1)]
+    values = points.numpy()
+    ordered = np.sort(values, axis=0)
+    place = np.array([BULK, 1 - BULK]) * (len(values) - 1)  # between the two that are nearest
+    below = place.astype(np.int64)
+    above = np.minimum(below + 1, len(values) - 1)
+    quantiles = ordered[below] + (place - below)[:, None] * (ordered[above] - ordered[below])
+    low, high = quantiles.astype(np.float32)
+    margin = 0.5 * (high - low) + np.float32(MIN_STD_M)
+    inliers = points[torch.from_numpy(((values > low - margin) & (values < high + margin)).all(1))]
     center = inliers.mean(0)
     offsets = inliers - center
     return center, offsets.T @ offsets / len(inliers)

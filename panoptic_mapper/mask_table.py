@@ -53,23 +53,31 @@ class MaskTable:
 
     def __init__(self) -> None:
         self._masks: list[_Masks] = []
+        self._told = _observations([])
 
     def observations(self, keyframes: Sequence[HasMasks]) -> Observations:
         """All masks with the ids of the objects that they were matched to.
 
         Where several masks of a keyframe show one object, each has the weight of its share of the pixels.
+        They are the same object as before while nothing has changed.
         """
-        old = self._masks[: len(keyframes)]
+        old = self._masks
         self._masks = [m if m.is_of(k) else _Masks.of(k) for m, k in zip(old, keyframes, strict=False)]
         self._masks += [_Masks.of(keyframe) for keyframe in keyframes[len(old) :]]
-        num_masks = [len(m.ids) for m in self._masks]
-        return Observations(
-            ids=_joined([m.ids for m in self._masks], np.int64),
-            classes=_joined([m.classes for m in self._masks], np.int64),
-            weights=_joined([m.weights for m in self._masks], np.float32),
-            frames=torch.from_numpy(np.repeat(np.arange(len(num_masks)), num_masks)),
-            stamps_ns=torch.tensor([k.stamp_ns for k in keyframes], dtype=torch.int64),
-        )
+        if len(self._masks) != len(old) or any(now is not before for now, before in zip(self._masks, old, strict=True)):
+            self._told = _observations(self._masks)
+        return self._told
+
+
+def _observations(of_keyframes: list[_Masks]) -> Observations:
+    num_masks = [len(m.ids) for m in of_keyframes]
+    return Observations(
+        ids=_joined([m.ids for m in of_keyframes], np.int64),
+        classes=_joined([m.classes for m in of_keyframes], np.int64),
+        weights=_joined([m.weights for m in of_keyframes], np.float32),
+        frames=torch.from_numpy(np.repeat(np.arange(len(num_masks)), num_masks)),
+        stamps_ns=torch.tensor([m.keyframe.stamp_ns for m in of_keyframes], dtype=torch.int64),
+    )
 
 
 def _joined(parts: list[np.ndarray], dtype: type) -> torch.Tensor:

@@ -122,12 +122,13 @@ def open_queries(
         return []
     min_px = queries.config.min_mask_px * pixel_scale(keyframe.mask_index)
     geometry = cache(queries.geometry_on_host)  # copied if it is asked
+    in_view = _in_view(keyframe, queries)
     opened: list[int] = []
     opened_points: list[Tensor] = []
     for mask, (points, num_px) in zip(unmatched, _points_of_masks(keyframe, unmatched, density), strict=True):
         if num_px < min_px:
             continue
-        row = -1 if mask in parts else _object_at(points, mask, keyframe, queries, geometry, config)
+        row = -1 if mask in parts else _object_at(points, mask, keyframe, in_view, queries, geometry, config)
         if row >= 0:
             keyframe.mask_ids[mask] = int(queries.ids[row])
         elif not queries.is_full(len(opened)):
@@ -140,26 +141,32 @@ def open_queries(
     return new_ids
 
 
+def _in_view(keyframe: Keyframe, queries: InstanceQueries) -> list[tuple[int, int, int]]:
+    """Row, public id and class index of each living query in view of a keyframe."""
+    if keyframe.sighting is None:
+        return []
+    rows = queries.rows_of(keyframe.sighting.ids)
+    rows = rows[rows >= 0]
+    columns = (rows, queries.ids[rows], queries.class_indices[rows])
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
 def _object_at(
     points: Tensor,
     mask: int,
     keyframe: Keyframe,
+    in_view: list[tuple[int, int, int]],
     queries: InstanceQueries,
     geometry: Callable[[], tuple[Tensor, Tensor, Tensor]],
     config: AssociationConfig,
 ) -> int:
     """The row of the object in view that is where the points [P, 3] of a mask are, has its class and no mask, or -1."""
-    if keyframe.sighting is None:
+    own_class = keyframe.mask_classes[mask]
+    candidates = [row for row, id, c in in_view if c == own_class and id not in keyframe.mask_ids]
+    if not candidates:
         return -1
-    candidates = queries.rows_of(keyframe.sighting.ids)
-    candidates = candidates[candidates >= 0]
-    taken = torch.isin(queries.ids[candidates], torch.tensor(keyframe.mask_ids))
-    same_class = queries.class_indices[candidates] == keyframe.mask_classes[mask]
-    candidates = candidates[~taken & same_class]
-    if len(candidates) == 0:
-        return -1
-    share, best = queries.share_near(points, candidates, geometry()).max(0)
-    return int(candidates[best]) if share >= config.near_share else -1
+    share, best = queries.share_near(points, torch.tensor(candidates), geometry()).max(0)
+    return candidates[best] if share >= config.near_share else -1
 
 
 def _points_of_masks(keyframe: Keyframe, masks: list[int], density: DensityConfig) -> list[tuple[Tensor, int]]:

@@ -239,6 +239,21 @@ def test_evidence_follows_masks_to_other_objects() -> None:
     assert queries.column("last_seen_ns").tolist() == [20, 30]
 
 
+def test_the_same_masks_count_anew_for_other_queries() -> None:
+    queries = make_queries()
+    add(queries, (0, 0, 0))
+    observations = masks([20, 30], (0, 2, TABLE, 1.0), (1, 1, CHAIR, 0.25))
+    queries.count(observations)
+    assert queries.column("observations").tolist() == [1]
+    add(queries, (5, 0, 0))
+    queries.count(observations)
+    assert queries.column("observations").tolist() == [1, 1]
+    assert queries.class_indices.tolist() == [CHAIR, TABLE]
+    queries.remove([0])
+    queries.count(observations)
+    assert queries.evidence[:, [CHAIR, TABLE]].tolist() == [[0, 1]]
+
+
 @pytest.mark.parametrize("num_keyframes", [0, 3])
 def test_without_masks_there_is_no_evidence(num_keyframes: int) -> None:
     queries = make_queries()

@@ -54,3 +54,16 @@ def test_they_follow_every_change() -> None:
         check(table, keyframes)
     keyframes[10:] = [keyframe(step, rng) for step in range(5)]  # another store
     check(table, keyframes)
+
+
+def test_they_are_the_same_object_until_something_changes() -> None:
+    rng = random.Random(1)
+    table, keyframes = MaskTable(), [keyframe(step, rng) for step in range(5)]
+    keyframes[2].mask_ids = [0] + [1] * (len(keyframes[2].mask_ids) - 1)
+    told = table.observations(keyframes)
+    assert table.observations(keyframes) is told
+    keyframes[2].mask_ids[0:] = [0] + [2] * (len(keyframes[2].mask_ids) - 1)
+    changed = table.observations(keyframes)
+    assert changed is not told
+    assert table.observations(keyframes) is changed
+    assert table.observations(keyframes[:4]) is not changed
