@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from panoptic_mapper.frame import PinholeCamera, nearest
@@ -92,7 +94,7 @@ def _sampled(depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray)
     """The keyframe on both grids, a SAMPLE []: each of their pixels reads the depth nearest to its centre."""
     sample = np.zeros((), SAMPLE)
     sample["points"] = points = _points(depth, camera)
-    sample["surface"], c = _resampled(depth, camera, *SURFACE)
+    sample["surface"], c = nearest(depth, *SURFACE), camera.resized(*SURFACE)
     sample["intrinsics"] = c.fx, c.fy, c.cx, c.cy
     sample["T_map_camera"], sample["T_camera_map"] = T_map_camera, inverse_pose(T_map_camera)
     sample["radius_m"] = np.linalg.norm(points, axis=1).max()
@@ -101,13 +103,15 @@ def _sampled(depth: np.ndarray, camera: PinholeCamera, T_map_camera: np.ndarray)
 
 def _points(depth: np.ndarray, camera: PinholeCamera) -> np.ndarray:
     """Points [P, 3] float32 (m, camera frame) of the grid POINTS, the origin where there is no depth."""
-    z, at = _resampled(depth, camera, *POINTS)
-    v, u = np.indices(z.shape, dtype=np.float32)
-    return np.stack([(u - at.cx) / at.fx * z, (v - at.cy) / at.fy * z, z], -1).reshape(-1, 3).astype(np.float32)
+    return (_rays(camera) * nearest(depth, *POINTS)[:, :, None]).reshape(-1, 3)
 
 
-def _resampled(depth: np.ndarray, camera: PinholeCamera, width: int, height: int) -> tuple[np.ndarray, PinholeCamera]:
-    return nearest(depth, width, height), camera.resized(width, height)
+@lru_cache(maxsize=8)
+def _rays(camera: PinholeCamera) -> np.ndarray:
+    """The points of that grid [h, w, 3] float32 at a depth of 1."""
+    at = camera.resized(*POINTS)
+    v, u = np.indices((at.height, at.width), dtype=np.float32)
+    return np.stack([(u - at.cx) / at.fx, (v - at.cy) / at.fy, np.ones_like(u)], axis=-1)
 
 
 def _may_meet(new: np.ndarray, others: np.ndarray) -> np.ndarray:

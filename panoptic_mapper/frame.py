@@ -8,7 +8,7 @@ top-left pixel is at (0, 0).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import cv2
 import numpy as np
@@ -173,6 +173,13 @@ def nearest(array: np.ndarray, width: int, height: int) -> np.ndarray:
 
     OpenCV's INTER_NEAREST takes the pixel at the upper left corner, which shifts a reduced image by up to half a pixel.
     """
-    rows = ((np.arange(height) + 0.5) * array.shape[0] / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * array.shape[1] / width).astype(np.int64)
+    rows, columns = _nearest_places(array.shape[0], height), _nearest_places(array.shape[1], width)
     return array[rows[:, None], columns]
+
+
+@lru_cache(maxsize=64)
+def _nearest_places(num: int, num_resized: int) -> np.ndarray:
+    """Which of `num` pixels in a row is nearest to the centre of each of those that take their place."""
+    places = ((np.arange(num_resized) + 0.5) * num / num_resized).astype(np.int64)
+    places.flags.writeable = False
+    return places

@@ -87,25 +87,22 @@ def _rotation_of_products(device: torch.device, dtype: torch.dtype) -> Tensor:
 def quaternions(R: Tensor) -> Tensor:
     """Unit quaternions wxyz [B, 4] of rotation matrices [B, 3, 3], with w >= 0."""
     # The columns of (trace and differences) for each choice of the largest component (Shepperd 1978).
-    m = R
-    t = m.diagonal(dim1=-2, dim2=-1)
-    squares = torch.stack(
-        [
-            1 + t.sum(-1),
-            1 + t[:, 0] - t[:, 1] - t[:, 2],
-            1 - t[:, 0] + t[:, 1] - t[:, 2],
-            1 - t[:, 0] - t[:, 1] + t[:, 2],
-        ],
-        dim=-1,
-    )  # 4 * component^2
-    wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
-    xy, xz, yz = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
-    products = torch.stack(
-        [squares[:, 0], wx, wy, wz, wx, squares[:, 1], xy, xz, wy, xy, squares[:, 2], yz, wz, xz, yz, squares[:, 3]],
-        dim=-1,
-    ).reshape(-1, 4, 4)
+    t = R.diagonal(dim1=-2, dim2=-1)
+    x, y, z = t.unbind(-1)
+    squares = torch.stack([1 + t.sum(-1), 1 + x - y - z, 1 - x + y - z, 1 - x - y + z], dim=-1)  # 4 * component^2
+    differences, sums = (R - R.mT).flatten(1), (R + R.mT).flatten(1)  # [B, 9] each
+    elements = torch.cat([squares, differences, sums], dim=1)
+    products = elements.index_select(1, _elements_of_products(R.device)).unflatten(1, (4, 4))
     quats = F.normalize(products[torch.arange(len(R), device=R.device), squares.argmax(-1)], dim=-1)
     return torch.where(quats[:, :1] < 0, -quats, quats)
+
+
+@lru_cache
+def _elements_of_products(device: torch.device) -> Tensor:
+    """Where the products of a quaternion's elements [16] (4 w w, 4 w x, ..) are among squares, differences and sums."""
+    wx, wy, wz = (4 + 3 * i + j for i, j in ((2, 1), (0, 2), (1, 0)))
+    xy, xz, yz = (13 + 3 * i + j for i, j in ((0, 1), (0, 2), (1, 2)))
+    return torch.tensor([0, wx, wy, wz, wx, 1, xy, xz, wy, xy, 2, yz, wz, xz, yz, 3], device=device)
 
 
 def surface_normals(points: Tensor, max_step: float = 0.1) -> tuple[Tensor, Tensor]:

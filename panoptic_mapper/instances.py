@@ -334,7 +334,8 @@ class InstanceQueries:
     def _shape(self, covariances: Tensor) -> tuple[Tensor, Tensor]:
         """Quaternions [n, 4] and log scales [n, 3] of covariances [n, 3, 3], widened by `spread`."""
         variances, axes = torch.linalg.eigh(covariances.cpu().double())
-        axes = axes * torch.linalg.det(axes).sign()[:, None, None]  # a rotation, not a reflection
+        signs = torch.from_numpy(np.sign(np.linalg.det(axes.numpy())))
+        axes = axes * signs[:, None, None]  # a rotation, not a reflection
         stds = self.config.spread * variances.clamp_min(0).sqrt()
         return quaternions(axes).float(), stds.clamp_min(MIN_STD_M).log().float()
 
