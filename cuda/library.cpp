@@ -11,6 +11,7 @@
 #include "map_rows.h"
 #include "rasterize.h"
 #include "splat_step.h"
+#include "tally.h"
 #include "visibility.h"
 #include "whitening.h"
 
@@ -33,6 +34,7 @@ extern "C" __attribute__((used, visibility("default"))) const char panoptic_mapp
   " Tensor target_intrinsics, Tensor T_target_source"
 #define PM_LOSSES                                                                                            \
   "Tensor masks, Tensor logs, Tensor panoptic_targets, Tensor semantic_targets, Tensor weights, int num_stuff"
+#define PM_TALLY "Tensor a, Tensor b, Tensor weights, int num_a, int num_b"
 #define PM_CAMERA "Tensor T_camera_map, float fx, float fy, float cx, float cy, int width, int height"
 
 TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
@@ -45,6 +47,9 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
         " int width, int height) -> (" PM_LISTS ", " PM_PAIRS ", Tensor transmittance, Tensor last)");
   m.def("blend(Tensor features, " PM_LISTS ", " PM_PAIRS ", int width, int height) -> Tensor");
   m.def("blend_backward(Tensor v_image, " PM_LISTS ", " PM_PAIRS ") -> Tensor");
+  m.def("tally_pairs(" PM_LISTS ", " PM_PAIRS ", " PM_TALLY ") -> Tensor");
+  m.def("tally_tiles(Tensor means2d, Tensor conics, Tensor opacities, Tensor tile_offsets, Tensor isect_gaussians,"
+        " " PM_TALLY ") -> Tensor");
   m.def("splat(Tensor means2d, Tensor conics, Tensor extents, Tensor opacities, Tensor features, " PM_LISTS
         ", " PM_PAIRS ", Tensor transmittance, Tensor last) -> (Tensor image, Tensor alpha)");
   m.def("splat_geometry_backward(Tensor v_image, Tensor v_alpha, Tensor means2d, Tensor conics, Tensor extents,"
@@ -86,6 +91,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("list_gaussians", panoptic_mapper::list_gaussians);
   m.impl("blend", panoptic_mapper::blend);
   m.impl("blend_backward", panoptic_mapper::blend_backward);
+  m.impl("tally_pairs", panoptic_mapper::tally_pairs);
   m.impl("splat", panoptic_mapper::splat);
   m.impl("splat_geometry_backward", panoptic_mapper::splat_geometry_backward);
   m.impl("local_cross_attention", panoptic_mapper::local_cross_attention);
@@ -98,6 +104,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("image_losses", panoptic_mapper::image_losses);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("tally_tiles", panoptic_mapper::tally_tiles);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);
   m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);
@@ -118,6 +125,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("image_losses", panoptic_mapper::image_losses);
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
+  m.impl("tally_tiles", panoptic_mapper::tally_tiles);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);
   m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);

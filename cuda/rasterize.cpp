@@ -9,7 +9,9 @@
 #include <vector>
 
 #include <ATen/Functions.h>
+#include <ATen/Parallel.h>
 
+#include "tally.h"
 #include "tile_kernels.h"
 
 namespace panoptic_mapper {
@@ -70,6 +72,14 @@ Lists lists_of(const Tensor& tile_offsets, const Tensor& isect_gaussians, const 
           grid.width,                                grid.tiles_x};
 }
 
+std::vector<int32_t> tiles_of_isects(const Lists& lists, const Grid& grid, int64_t num_isects) {
+  std::vector<int32_t> tiles(num_isects);
+  for (int64_t tile = 0; tile < grid.num_tiles; ++tile) {
+    std::fill(tiles.begin() + lists.tile_offsets[tile], tiles.begin() + lists.tile_offsets[tile + 1], (int32_t)tile);
+  }
+  return tiles;
+}
+
 constexpr int64_t kGroup = 64;  // channels that one pass over the pairs handles
 
 struct FreeDeleter {
@@ -128,11 +138,7 @@ Tensor blend_backward(const Tensor& v_image, const Tensor& tile_offsets, const T
   check_pairs(tile_offsets, pair_offsets, pair_pixels, pair_weights, isect_gaussians.size(0), grid);
   Lists lists = lists_of(tile_offsets, isect_gaussians, slot_offsets, slot_isects, pair_offsets, pair_pixels,
                          pair_weights, grid);
-  std::vector<int32_t> tile_of_isect(isect_gaussians.size(0));
-  for (int64_t tile = 0; tile < grid.num_tiles; ++tile) {
-    std::fill(tile_of_isect.begin() + lists.tile_offsets[tile], tile_of_isect.begin() + lists.tile_offsets[tile + 1],
-              (int32_t)tile);
-  }
+  const std::vector<int32_t> tile_of_isect = tiles_of_isects(lists, grid, isect_gaussians.size(0));
   lists.tile_of_isect = tile_of_isect.data();
   const Tensor v_features = at::zeros({V, F}, v_image.options());
   if (F == 0) return v_features;
@@ -149,6 +155,47 @@ Tensor blend_backward(const Tensor& v_image, const Tensor& tile_offsets, const T
     }
   });
   return v_features;
+}
+
+Tensor tally_pairs(const Tensor& tile_offsets, const Tensor& isect_gaussians, const Tensor& slot_offsets,
+                   const Tensor& slot_isects, const Tensor& pair_offsets, const Tensor& pair_pixels,
+                   const Tensor& pair_weights, const Tensor& a, const Tensor& b, const Tensor& weights, int64_t num_a,
+                   int64_t num_b) {
+  check_tensor(a, "a", at::kLong, {-1, -1});
+  const int64_t height = a.size(0), width = a.size(1);
+  check_image_size(width, height);
+  check_tensor(b, "b", at::kLong, a.sizes());
+  check_float(weights, "weights", a.sizes());
+  TORCH_CHECK_VALUE(num_a >= 0 && num_b >= 0, "num_a, num_b: expected at least 0");
+  TORCH_CHECK(slot_offsets.dim() == 1 && slot_offsets.size(0) >= 1, "slot_offsets: expected [V + 1]");
+  const int64_t V = slot_offsets.size(0) - 1;
+  const Grid grid(width, height);
+  check_tile_lists(tile_offsets, isect_gaussians, slot_offsets, slot_isects, V, grid);
+  check_pairs(tile_offsets, pair_offsets, pair_pixels, pair_weights, isect_gaussians.size(0), grid);
+  const Lists lists = lists_of(tile_offsets, isect_gaussians, slot_offsets, slot_isects, pair_offsets, pair_pixels,
+                               pair_weights, grid);
+  const std::vector<int32_t> tile_of_isect = tiles_of_isects(lists, grid, isect_gaussians.size(0));
+  const TallyImages images{a.const_data_ptr<int64_t>(), b.const_data_ptr<int64_t>(), weights.const_data_ptr<float>(),
+                           height, width, (int)num_a, (int)num_b};
+  const Tensor table = at::zeros({V + 1, images.num_columns()}, weights.options());
+  float* out = table.data_ptr<float>();
+  const auto add_pixel = [&](int64_t pixel, float w, float* row) {
+    images.add(images.a_of(pixel), images.b_of(pixel), w * images.weights[pixel], w,
+               [row](int column, float value) { row[column] += value; });
+  };
+  at::parallel_for(0, V, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      for (int64_t slot = lists.slot_offsets[g]; slot < lists.slot_offsets[g + 1]; ++slot) {
+        const int64_t e = lists.slot_isects[slot], origin = lists.tile_origin(tile_of_isect[e]);
+        for (int64_t pair = lists.pair_offsets[e]; pair < lists.pair_offsets[e + 1]; ++pair) {
+          const int64_t place = lists.pair_pixels[pair];
+          add_pixel(origin + place / kTile * width + place % kTile, lists.pair_weights[pair], out + g * images.num_columns());
+        }
+      }
+    }
+  });
+  for (int64_t pixel = 0; pixel < height * width; ++pixel) add_pixel(pixel, 1, out + V * images.num_columns());
+  return table;
 }
 
 std::tuple<Tensor, Tensor> splat(const Tensor& means2d, const Tensor& conics, const Tensor& extents,

@@ -73,7 +73,13 @@ Tensor blend_backward(
     const Tensor& v_image, const Tensor& tile_offsets, const Tensor& isect_gaussians, const Tensor& slot_offsets,
     const Tensor& slot_isects, const Tensor& pair_offsets, const Tensor& pair_pixels, const Tensor& pair_weights);
 
-// The same image with alpha [H, W] = 1 - transmittance; differentiable in the geometry too.
+// What the pixels say about the Gaussians: see tally.h.
+Tensor tally_pairs(const Tensor& tile_offsets, const Tensor& isect_gaussians, const Tensor& slot_offsets,
+                   const Tensor& slot_isects, const Tensor& pair_offsets, const Tensor& pair_pixels,
+                   const Tensor& pair_weights, const Tensor& a, const Tensor& b, const Tensor& weights, int64_t num_a,
+                   int64_t num_b);
+
+// The image of `blend` with alpha [H, W] = 1 - transmittance; differentiable in the geometry too.
 std::tuple<Tensor, Tensor> splat(
     const Tensor& means2d, const Tensor& conics, const Tensor& extents, const Tensor& opacities,
     const Tensor& features, const Tensor& tile_offsets, const Tensor& isect_gaussians, const Tensor& slot_offsets,

@@ -18,7 +18,6 @@ from panoptic_mapper import ops
 from panoptic_mapper.config import Config, param
 from panoptic_mapper.gaussian_map import INSTANCE_DIM, SEMANTIC_DIM, GaussianMap
 from panoptic_mapper.instances import gathered_geometry
-from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticColumns, PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import MIN_ALPHA, ProjectedView
@@ -66,21 +65,20 @@ class Classification:
 
 @dataclass(frozen=True)
 class LabelRendering:
-    """Blended labels of a view and the distributions of its visible Gaussians.
+    """The panoptic distributions of a view's visible Gaussians, and their blended labels, blended when these are asked.
 
-    The columns of a panoptic image sum to its alpha. The masks are those of it, or alone, where they are all that was
-    asked for: the other columns are then blended when they are.
+    The columns of a panoptic image sum to its alpha.
     """
 
-    masks: Tensor  # [H, W, Q]
     distribution: Tensor  # [V, S + 1 + Q] panoptic distribution of the visible Gaussians
     class_probs: Tensor  # [V, C]
     columns: PanopticColumns
-    blend_all: Callable[[], Tensor]  # gives `everything`: panoptic labels and probabilities of thing classes
+    blend: Callable[[Tensor], Tensor]  # splats values of the visible Gaussians
 
     @cached_property
-    def everything(self) -> Tensor:  # [H, W, S + 1 + Q + T]
-        return self.blend_all()
+    def everything(self) -> Tensor:
+        """Panoptic labels and probabilities of thing classes [H, W, S + 1 + Q + T]."""
+        return self.blend(torch.cat([self.distribution, self.columns.things_of(self.class_probs)], dim=1))
 
     @property
     def panoptic(self) -> Tensor:  # [H, W, S + 1 + Q]
@@ -93,6 +91,25 @@ class LabelRendering:
     @property
     def semantic(self) -> Tensor:  # [H, W, S + T]
         return torch.cat([self.panoptic[..., : self.columns.num_stuff], self.thing_classes], dim=-1)
+
+    @cached_property
+    def masks(self) -> Tensor:  # [H, W, Q]
+        return self.blend(self.distribution[:, self.columns.first_query :])
+
+
+@dataclass(frozen=True)
+class PixelLabels(LabelRendering):
+    """Labels of pixels that were classified one by one."""
+
+    image: Tensor  # [H, W, S + 1 + Q + T]
+
+    @property
+    def everything(self) -> Tensor:  # type: ignore[override]
+        return self.image
+
+    @property
+    def masks(self) -> Tensor:  # type: ignore[override]
+        return self.panoptic[..., self.columns.first_query :]
 
 
 def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Classification:
@@ -121,32 +138,6 @@ def classify(features: LabelFeatures, queries: Rows, head: PanopticHead) -> Clas
     return Classification(class_probs, distribution)
 
 
-def blend_labels(
-    view: ProjectedView, visible: Classification, head: PanopticHead, only_masks: bool = False
-) -> LabelRendering:
-    """Splats the distributions of the visible Gaussians, or of these only what the queries have."""
-    columns, distribution = head.columns, visible.distribution
-    if only_masks:
-        masks = view.blend(distribution[:, columns.first_query :])
-        return LabelRendering(
-            masks, distribution, visible.class_probs, columns, lambda: _blended(view, visible, columns)
-        )
-    image = _blended(view, visible, columns)
-    masks = image[..., columns.first_query : distribution.shape[1]]
-    return LabelRendering(masks, distribution, visible.class_probs, columns, lambda: image)
-
-
-def _blended(view: ProjectedView, visible: Classification, columns: PanopticColumns) -> Tensor:
-    """[H, W, S + 1 + Q + T]"""
-    return view.blend(torch.cat([visible.distribution, columns.things_of(visible.class_probs)], dim=1))
-
-
-def blend_logs(view: ProjectedView, labels: LabelRendering) -> Tensor:
-    """Splats the logarithms of what `blend_labels` splats: images [H, W, S + 1 + Q + T] of at most 0."""
-    things = labels.columns.things_of(labels.class_probs)
-    return view.blend(floored_log(torch.cat([labels.distribution, things], dim=1)))
-
-
 def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, head: PanopticHead) -> LabelRendering:
     """Splats the features of the visible Gaussians and classifies each pixel by their mean.
 
@@ -163,5 +154,4 @@ def blend_features(view: ProjectedView, visible: LabelFeatures, queries: Rows, h
     with torch.no_grad():
         own = classify(visible, queries, head)
     image = torch.cat([panoptic, head.columns.things_of(class_probs)], dim=-1)
-    masks = panoptic[..., head.columns.first_query :]
-    return LabelRendering(masks, own.distribution, own.class_probs, head.columns, lambda: image)
+    return PixelLabels(own.distribution, own.class_probs, head.columns, view.blend, image)

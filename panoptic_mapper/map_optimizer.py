@@ -18,8 +18,9 @@ from panoptic_mapper.image_step import ImageStep
 from panoptic_mapper.keyframes import Keyframe
 from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_targets import LabelTargets
+from panoptic_mapper.label_votes import voted_losses
 from panoptic_mapper.label_warping import PixelGrid, one_hot_labels
-from panoptic_mapper.losses import LossWeights, query_repulsion
+from panoptic_mapper.losses import LossWeights, floored_log, query_repulsion
 from panoptic_mapper.object_discovery import associate
 from panoptic_mapper.panoptic_map import Candidates, MapView, PanopticMap
 from panoptic_mapper.parameter_table import Rows
@@ -153,12 +154,11 @@ class MapOptimizer:
         self, keyframe: Keyframe, view: MapView, rendering: Rendering, neighbours: Sequence[Keyframe]
     ) -> tuple[LabelRendering, dict[str, Tensor]]:
         """The labels of a view, and the terms of their loss, after the keyframe's masks were matched to them."""
-        neighbours = [n for n in neighbours if n.has_labels]
-        labels = view.blend_labels(only_masks=not neighbours)
-        associate(keyframe, view, rendering, labels.masks, self.map.queries, self.association, self.density)
+        labels = view.blend_labels()
+        associate(keyframe, view, rendering, labels, self.map.queries, self.association, self.density)
         terms = self._label_losses(view, labels, LabelTargets.of(keyframe, view))
-        if neighbours:
-            warped = [self._warp_term(keyframe, view, rendering, labels, neighbour) for neighbour in neighbours]
+        warped = [self._warp_term(keyframe, view, rendering, labels, n) for n in neighbours if n.has_labels]
+        if warped:
             terms["warp"] = torch.stack(warped).mean()
         return labels, terms
 
@@ -206,15 +206,13 @@ class MapOptimizer:
 
     def _label_losses(self, view: MapView, labels: LabelRendering, targets: LabelTargets) -> dict[str, Tensor]:
         """Cross entropies and dice (cuda/label_losses.h), and what keeps queries apart."""
-        ops.load()
-        losses, _ = torch.ops.panoptic_mapper.label_losses(
-            labels.masks,
-            view.log_labels(labels),
-            targets.panoptic,
-            targets.semantic,
-            targets.weights,
-            labels.columns.num_stuff,
-        )
+        if self.map.labels.blending == "label":
+            losses = voted_losses(view.projection, labels, targets)
+        else:
+            ops.load()
+            images = (labels.masks, floored_log(labels.everything))
+            asked = (targets.panoptic, targets.semantic, targets.weights)
+            losses, _ = torch.ops.panoptic_mapper.label_losses(*images, *asked, labels.columns.num_stuff)
         semantic, panoptic, dice = losses.unbind()
         keys = self.map.head.keys(view.queries["embeddings"])
         repulsion = query_repulsion(keys, view.queries["centers"])

@@ -380,8 +380,7 @@ class PanopticMapper:
         view = self.optimizer.view_of(keyframe)
         rendering = view.render()
         config, density = self.config.association, self.config.density
-        masks = view.blend_labels(only_masks=True).masks
-        parts = associate(keyframe, view, rendering, masks, self.map.queries, config, density)
+        parts = associate(keyframe, view, rendering, view.blend_labels(), self.map.queries, config, density)
         new_ids = open_queries(keyframe, parts, self.map, config, density)
         self.map.queries.count(self.keyframes.observations())
         return view.gaussians.ids, rendering, new_ids

@@ -23,6 +23,7 @@ from panoptic_mapper.association import (
 from panoptic_mapper.density_control import DensityConfig, read_at_centers, tolerance, usable_depth
 from panoptic_mapper.instances import InstanceQueries, Sighting
 from panoptic_mapper.keyframes import Keyframe, KeyframeStore
+from panoptic_mapper.label_rendering import LabelRendering
 from panoptic_mapper.label_space import UNLABELED
 from panoptic_mapper.panoptic_map import MapView, PanopticMap
 from panoptic_mapper.rasterizers.base import Rendering
@@ -38,7 +39,7 @@ def associate(
     keyframe: Keyframe,
     view: MapView,
     rendering: Rendering,
-    masks: Tensor,
+    labels: LabelRendering,
     queries: InstanceQueries,
     config: AssociationConfig,
     density: DensityConfig,
@@ -48,15 +49,12 @@ def associate(
     Fills `mask_ids`, `disputed` and `sighting`. It is done again when the keyframe is replayed: what looked like one
     object may have turned out to be two since, or a part of another one.
 
-    Args:
-        masks: [H, W, Q] rendered masks of the queries in view.
-
     Returns:
         The masks that lie on an object that has another mask too: parts of it, or objects of their own.
     """
     if not keyframe.has_labels or len(view.queries) == 0 or keyframe.revision == queries.revision:
         return []
-    num_masks = len(keyframe.mask_ids) - 1
+    num_masks, masks = len(keyframe.mask_ids) - 1, labels.masks
     same_surface = (rendering.depth - keyframe.depth).abs() < tolerance(keyframe.depth, density)
     explained = (rendering.alpha > 0.5) & (same_surface | (keyframe.depth == 0))
     sums, px = overlap_sums(masks, keyframe.mask_index, explained, keyframe.semantic > 0, num_masks)

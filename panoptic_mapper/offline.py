@@ -127,8 +127,7 @@ def associate_all(mapper: PanopticMapper) -> None:
     for keyframe in mapper.keyframes.all:
         keyframe.revision = -1  # the queries may be the same, but not their places
         view = map.view(keyframe.camera, keyframe.T_map_camera)
-        masks = view.blend_labels(only_masks=True).masks
-        associate(keyframe, view, view.render(), masks, map.queries, config.association, config.density)
+        associate(keyframe, view, view.render(), view.blend_labels(), map.queries, config.association, config.density)
     map.queries.count(mapper.keyframes.observations())
     map.queries.remove((map.queries.column("observations") == 0).nonzero()[:, 0].tolist())
     maintain_queries(map, mapper.keyframes)

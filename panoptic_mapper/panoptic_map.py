@@ -20,11 +20,8 @@ from panoptic_mapper.label_rendering import (
     LabelFeatures,
     LabelRendering,
     blend_features,
-    blend_labels,
-    blend_logs,
     classify,
 )
-from panoptic_mapper.losses import floored_log
 from panoptic_mapper.panoptic_head import PanopticHead
 from panoptic_mapper.parameter_table import Rows
 from panoptic_mapper.rasterizers.base import ProjectedView, Rasterizer, Rendering
@@ -102,8 +99,8 @@ class MapView:
         camera_center = -self.T_camera_map[:3, :3].T @ self.T_camera_map[:3, 3]
         return seen_colors(colors, self.gaussians[HARMONICS][visible], self.gaussians["means"][visible], camera_center)
 
-    def blend_labels(self, only_masks: bool = False) -> LabelRendering:
-        """Semantic and panoptic label images; or, as it costs less, at first `only_masks` of the queries."""
+    def blend_labels(self) -> LabelRendering:
+        """Semantic and panoptic label images."""
         head, config = self.map.head, self.map.labels
         means = self.gaussians["means"].detach().index_select(0, self.projection.visible)
         visible = LabelFeatures(self.labels["semantics"], self.labels["instances"], means)
@@ -114,18 +111,7 @@ class MapView:
             classified = classify(everything, self.queries, head).at(self.labels.ids)
         else:
             classified = classify(visible, self.queries, head)
-        return blend_labels(self.projection, classified, head, only_masks)
-
-    def log_labels(self, labels: LabelRendering) -> Tensor:
-        """Logarithms of the panoptic labels and of the thing classes, [H, W, S + 1 + Q + T], that losses are made of.
-
-        With label blending these are blended too, so that each Gaussian is told the label of its pixels, not only the
-        pixel: in the logarithm of the blended probability a Gaussian that is sure of a wrong class has next to no
-        gradient where others of the same pixel explain it.
-        """
-        if self.map.labels.blending == "feature":
-            return floored_log(labels.everything)
-        return blend_logs(self.projection, labels)
+        return LabelRendering(classified.distribution, classified.class_probs, head.columns, self.projection.blend)
 
 
 class Candidates(NamedTuple):

@@ -8,7 +8,7 @@ python=$1
 "$python" -c "from panoptic_mapper import ops; ops.load()"
 export PYTORCH_NO_CUDA_MEMORY_CACHING=1
 files="test/test_attention_op.py test/test_image_losses_op.py test/test_label_warp_op.py test/test_label_losses_op.py test/test_map_rows_op.py
-  test/test_splat_step_op.py test/test_visibility_op.py test/test_whitening_op.py"
+  test/test_label_votes.py test/test_splat_step_op.py test/test_visibility_op.py test/test_whitening_op.py"
 tests="those_of_the_loop or those_of_adam or of_the_oracle or those_of_the_rows or equals_twin or half_precision or empty_inputs or layouts or extreme or wrong_rows or no_depth"
 for tool in memcheck racecheck; do
   echo "cuda-sanitize: $tool"

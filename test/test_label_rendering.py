@@ -16,13 +16,10 @@ from panoptic_mapper.label_rendering import (
     LabelFeatures,
     LabelRendering,
     blend_features,
-    blend_labels,
-    blend_logs,
     classify,
 )
 from panoptic_mapper.label_space import LabelSpace
 from panoptic_mapper.label_spaces import load_label_space
-from panoptic_mapper.losses import floored_log
 from panoptic_mapper.mapper import PanopticMapper
 from panoptic_mapper.panoptic_head import UNLABELED_LOGIT, PanopticHead
 from panoptic_mapper.panoptic_map import MapView
@@ -75,7 +72,8 @@ def features_of(classes: list[int], own: list[int], x_m: list[float], head: Pano
 
 def both(weights: Tensor, features: LabelFeatures, rows: Rows, head: PanopticHead) -> list[LabelRendering]:
     view = WeightedView(weights)
-    by_label = blend_labels(view, classify(features, rows, head), head)  # type: ignore[arg-type]
+    classified = classify(features, rows, head)
+    by_label = LabelRendering(classified.distribution, classified.class_probs, head.columns, view.blend)
     return [by_label, blend_features(view, features, rows, head)]  # type: ignore[arg-type]
 
 
@@ -147,22 +145,6 @@ def test_feature_blending_keeps_the_gaussians_own_labels_without_gradient(head, 
     assert torch.equal(by_feature.distribution, by_label.distribution)
     assert torch.equal(by_feature.class_probs, by_label.class_probs)
     assert not by_feature.distribution.requires_grad
-
-
-def test_a_wrong_gaussian_is_told_though_others_explain_the_pixel(head, queries) -> None:
-    """A pixel of a chair with one Gaussian of a chair and one that is sure to be wall."""
-    rows = queries.table.gather(torch.arange(2))
-    features = features_of([CHAIR, WALL], [0, -1], [0.1, 0.1], head, rows)
-    view = WeightedView(torch.tensor([[[0.5, 0.3]]]))
-    labels = blend_labels(view, classify(features, rows, head), head)  # type: ignore[arg-type]
-    logs = blend_logs(view, labels)  # type: ignore[arg-type]
-    expected = 0.5 * floored_log(labels.distribution[0]) + 0.3 * floored_log(labels.distribution[1])
-    torch.testing.assert_close(logs[0, 0, : len(expected)], expected)
-    of_blended, blended = (
-        torch.autograd.grad(value, features.semantics, retain_graph=True)[0][1].norm()
-        for value in (floored_log(labels.panoptic[0, 0, FIRST_QUERY]), logs[0, 0, FIRST_QUERY])
-    )
-    assert blended > 10 * of_blended
 
 
 def two_sided_mapper(*settings: str) -> PanopticMapper:

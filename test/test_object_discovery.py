@@ -55,8 +55,7 @@ def association(mapper: PanopticMapper, frame: Frame) -> tuple[list[int], list[i
 @torch.no_grad()
 def associate_again(mapper: PanopticMapper, keyframe: Keyframe) -> tuple[list[int], list[int]]:
     view, queries, config = mapper.map.view(keyframe.camera, keyframe.T_map_camera), mapper.map.queries, mapper.config
-    masks = view.blend_labels().masks
-    parts = associate(keyframe, view, view.render(), masks, queries, config.association, config.density)
+    parts = associate(keyframe, view, view.render(), view.blend_labels(), queries, config.association, config.density)
     queries.count(mapper.keyframes.observations())
     return keyframe.mask_ids[1:], parts
 

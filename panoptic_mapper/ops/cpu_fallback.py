@@ -23,6 +23,7 @@ OPERATORS = (
     "whitening_matrices_backward",
     "splat_inputs",
     "image_losses",
+    "tally_tiles",
 )
 ROW_OPERATORS = ("adam_rows_", "splat_step_")  # which change a table
 

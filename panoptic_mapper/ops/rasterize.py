@@ -35,6 +35,8 @@ def register() -> None:
         "list_gaussians": _list_fake,
         "blend": _blend_fake,
         "blend_backward": _blend_backward_fake,
+        "tally_pairs": _tally_pairs_fake,
+        "tally_tiles": _tally_tiles_fake,
         "splat": _splat_fake,
         "splat_geometry_backward": _splat_geometry_backward_fake,
     }
@@ -89,6 +91,15 @@ def _blend_fake(features: Tensor, *rest: Any) -> Tensor:
 
 def _blend_backward_fake(v_image: Tensor, tile_offsets: Tensor, isects: Tensor, slots: Tensor, *rest: Any) -> Tensor:
     return v_image.new_empty(slots.shape[0] - 1, v_image.shape[2])
+
+
+def _tally_pairs_fake(tile_offsets: Tensor, isect_gaussians: Tensor, slot_offsets: Tensor, *rest: Any) -> Tensor:
+    *_, weights, num_a, num_b = rest
+    return weights.new_empty(slot_offsets.shape[0], num_a + 2 * num_b + 1)
+
+
+def _tally_tiles_fake(means2d: Tensor, *rest: Any) -> Tensor:
+    return means2d.new_empty(means2d.shape[0] + 1, rest[-2] + 2 * rest[-1] + 1)
 
 
 def _splat_fake(

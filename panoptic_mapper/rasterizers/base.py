@@ -42,6 +42,16 @@ class ProjectedView(Protocol):
         """Splats `values` [V, C] to [H, W, C] with detached weights: gradients reach the values, never the geometry."""
         ...
 
+    def tally(self, a: Tensor, b: Tensor, weights: Tensor, num_a: int, num_b: int) -> Tensor:
+        """Sums [V + 1, num_a + 2 num_b + 1] of what each Gaussian makes up of pixels, by the columns that these name.
+
+        Args:
+            a, b: [H, W] int64 columns; out of their ranges = none.
+            weights: [H, W] of the pixels.
+            num_a, num_b: number of columns. The layout is that of cuda/tally.h; no gradients.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class SplatGradients:

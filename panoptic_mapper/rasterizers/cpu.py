@@ -40,6 +40,10 @@ class CpuView:
         height, width = self.lists.transmittance.shape
         return torch.ops.panoptic_mapper.blend(values.contiguous(), *self.lists[:7], width, height)
 
+    @torch.no_grad()
+    def tally(self, a: Tensor, b: Tensor, weights: Tensor, num_a: int, num_b: int) -> Tensor:
+        return torch.ops.panoptic_mapper.tally_pairs(*self.lists[:7], a, b, weights, num_a, num_b)
+
 
 @dataclass
 class TracedCpuView:

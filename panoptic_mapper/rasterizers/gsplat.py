@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from panoptic_mapper import ops
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering, SplatGradients
 from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
@@ -28,6 +29,11 @@ def _intrinsics(camera: PinholeCamera, device: torch.device) -> Tensor:
     """The camera matrix [3, 3] float32 with gsplat's pixel centres, which are at + 0.5."""
     matrix = [[camera.fx, 0.0, camera.cx + 0.5], [0.0, camera.fy, camera.cy + 0.5], [0.0, 0.0, 1.0]]
     return to_device(torch.tensor(matrix, dtype=torch.float32), device)
+
+
+def _num_tiles(camera: PinholeCamera) -> tuple[int, int]:
+    """Along y and x."""
+    return math.ceil(camera.height / TILE), math.ceil(camera.width / TILE)
 
 
 @dataclass
@@ -55,6 +61,12 @@ class GsplatView:
         check_values("values", values, self.depths, self.visible.shape[0])
         geometry = (self.means2d.detach(), self.conics.detach(), self.opacities.detach())
         return self._splat(values, *geometry)[0]
+
+    @torch.no_grad()
+    def tally(self, a: Tensor, b: Tensor, weights: Tensor, num_a: int, num_b: int) -> Tensor:
+        ops.load()
+        splats = (self.means2d, self.conics, self.opacities, self.tile_offsets, self.isect_gaussians)
+        return torch.ops.panoptic_mapper.tally_tiles(*splats, a, b, weights, num_a, num_b)
 
     def _splat(self, features: Tensor, means2d: Tensor, conics: Tensor, opacities: Tensor) -> tuple[Tensor, Tensor]:
         """Image [H, W, F] and alpha [H, W]."""
@@ -220,7 +232,8 @@ class GsplatRasterizer:
         """The view of the visible Gaussians, and of each its batch and its camera, which are 0, and its radii."""
         if means.shape[0] == 0:  # gsplat divides by the number of Gaussians
             rows = torch.zeros(0, dtype=torch.int64, device=means.device)
-            view = GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, rows, rows, camera)
+            lists = (rows.new_zeros(1, *_num_tiles(camera), dtype=torch.int32), rows.int())
+            view = GsplatView(self._gsplat, rows, means[:, :2], means[:, 2], means, opacities, *lists, camera)
             return view, rows, rows, means[:, :2]
         batch_ids, camera_ids, visible, radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
             means,
@@ -275,7 +288,7 @@ class GsplatRasterizer:
         self, means2d: Tensor, radii: Tensor, depths: Tensor, camera: PinholeCamera, **packed: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Which Gaussians each tile shows, by depth: offsets [1, tiles_y, tiles_x] of its first in rows [M]."""
-        tiles_x, tiles_y = math.ceil(camera.width / TILE), math.ceil(camera.height / TILE)
+        tiles_y, tiles_x = _num_tiles(camera)
         sizes = {"packed": True, "n_images": 1, **packed} if packed else {}
         _, isect_ids, isect_gaussians = self._gsplat.isect_tiles(
             means2d, radii, depths, TILE, tiles_x, tiles_y, **sizes

@@ -97,6 +97,20 @@ class TorchView:
         check_values("values", values, self.depths, self.visible.shape[0])
         return self._splat(values, detach=True)
 
+    def tally(self, a: Tensor, b: Tensor, weights: Tensor, num_a: int, num_b: int) -> Tensor:
+        """As the gradient of blended values to what the pixels ask for."""
+
+        def asked(columns: Tensor, num: int, factors: Tensor | None = None) -> Tensor:  # [H, W, num]
+            named = (columns[..., None] == torch.arange(num, device=columns.device)).to(self.depths)
+            return named if factors is None else named * factors[..., None]
+
+        told = asked(a, num_a).sum(-1, keepdim=True)
+        wanted = torch.cat([asked(a, num_a, weights), asked(b, num_b, weights), asked(b, num_b), told], dim=-1)
+        values = wanted.new_zeros(len(self.visible), wanted.shape[-1], requires_grad=True)
+        with torch.enable_grad():
+            (of_gaussians,) = torch.autograd.grad(self.blend(values), values, wanted)
+        return torch.cat([of_gaussians, wanted.sum((0, 1))[None]])
+
     def _splat(self, features: Tensor, detach: bool) -> Tensor:
         """Sum of weights times features [V, F], as [H, W, F]."""
         order = self.depths.detach().argsort(stable=True)
