@@ -3,6 +3,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "bounded_lists.h"
 #include "device_errors.h"
 #include "image_losses.h"
 #include "label_losses.h"
@@ -63,9 +64,11 @@ TORCH_LIBRARY_FRAGMENT(panoptic_mapper, m) {
   m.def("gather_columns(Tensor values, Tensor ids, int[] widths) -> Tensor[]");
   m.def("adam_rows_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor? which,"
         " Tensor?[] gradients, int[] widths, Tensor rates, float beta_1, float beta_2, float epsilon) -> ()");
+  m.def("list_tiles(Tensor means2d, Tensor radii, Tensor depths, int width, int height, int capacity)"
+        " -> (Tensor offsets, Tensor isect_gaussians, Tensor count)");
   m.def("splat_inputs(Tensor values, Tensor ids, bool with_copies)"
         " -> (Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor features)");
-  m.def("splat_step_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor v_means, Tensor v_quats,"
+  m.def("splat_step_(Tensor(a!) values, Tensor(b!) moments, Tensor(c!) steps, Tensor ids, Tensor? is_valid, Tensor v_means, Tensor v_quats,"
         " Tensor v_scales, Tensor v_opacities, Tensor v_features, Tensor rates, float beta_1, float beta_2,"
         " float epsilon, float max_scale, float v_excess, float least_weight, float relaxation, float min_weight) -> ()");
   m.def("frustum_mask(Tensor means, " PM_CAMERA ", float margin, float near_m, Tensor? limits) -> Tensor");
@@ -105,6 +108,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CPU, m) {
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("tally_tiles", panoptic_mapper::tally_tiles);
+  m.impl("list_tiles", panoptic_mapper::list_tiles);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);
   m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);
@@ -126,6 +130,7 @@ TORCH_LIBRARY_IMPL(panoptic_mapper, CUDA, m) {
   m.impl("gather_columns", panoptic_mapper::gather_columns);
   m.impl("adam_rows_", panoptic_mapper::adam_rows_);
   m.impl("tally_tiles", panoptic_mapper::tally_tiles);
+  m.impl("list_tiles", panoptic_mapper::list_tiles);
   m.impl("splat_inputs", panoptic_mapper::splat_inputs);
   m.impl("splat_step_", panoptic_mapper::splat_step_);
   m.impl("frustum_mask", panoptic_mapper::frustum_mask);

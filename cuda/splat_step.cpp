@@ -46,8 +46,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> splat_inputs(const Tensor& va
   return {means, quats, scales, opacities, features};
 }
 
-void splat_step_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids, const Tensor& v_means,
-                 const Tensor& v_quats, const Tensor& v_scales, const Tensor& v_opacities, const Tensor& v_features,
+void splat_step_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids,
+                 const std::optional<Tensor>& is_valid, const Tensor& v_means, const Tensor& v_quats, const Tensor& v_scales, const Tensor& v_opacities, const Tensor& v_features,
                  const Tensor& rates, double beta_1, double beta_2, double epsilon, double max_scale, double v_excess,
                  double least_weight, double relaxation, double min_weight) {
   const at::Device device = values.device();
@@ -58,6 +58,7 @@ void splat_step_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids,
   check_on(steps, "steps", device, at::kFloat, {N});
   check_on(rates, "rates", device, at::kFloat, {kSplatWidth});
   TORCH_CHECK_VALUE(moments.is_contiguous() && steps.is_contiguous(), "moments, steps: expected contiguous tensors");
+  if (is_valid.has_value()) check_on(*is_valid, "is_valid", device, at::kBool, {1});
   check_on(v_means, "v_means", device, at::kFloat, {V, 3});
   check_on(v_quats, "v_quats", device, at::kFloat, {V, 4});
   check_on(v_scales, "v_scales", device, at::kFloat, {V, 3});
@@ -71,7 +72,8 @@ void splat_step_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids,
                quats = v_quats.contiguous(), scales = v_scales.contiguous(), opacities = v_opacities.contiguous(),
                features = v_features.contiguous();
   const SplatStep step{
-      adam_rows(values, moments, steps, rows, nullptr, rate, beta_1, beta_2, epsilon), means.const_data_ptr<float>(),
+      adam_rows(values, moments, steps, rows, nullptr, rate, beta_1, beta_2, epsilon),
+      is_valid.has_value() ? is_valid->const_data_ptr<bool>() : nullptr, means.const_data_ptr<float>(),
       quats.const_data_ptr<float>(), scales.const_data_ptr<float>(), opacities.const_data_ptr<float>(),
       features.const_data_ptr<float>(), (int)features.size(1), (float)max_scale, (float)v_excess, (float)least_weight,
       (float)relaxation, (float)min_weight};
@@ -82,6 +84,7 @@ void splat_step_(Tensor values, Tensor moments, Tensor steps, const Tensor& ids,
     return;
   }
 #endif
+  if (step.is_valid != nullptr && !*step.is_valid) return;
   at::parallel_for(0, V, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = step.adam.ids[i];

@@ -14,9 +14,11 @@
 //         v_log_scales = (v_scales + v_excess [scales > max_scale]) scales     v_logits = v_opacities o (1 - o)
 //     and then moves the colours of all rows of ids, with relaxation > 0, by what their copies say:
 //         colors += relaxation v_copies / max(v_ones, min_weight)
+//     Where is_valid [1] bool is given, and false, it changes nothing: what was drawn was not complete.
 //   * CUDA: current stream, no synchronisation, can be captured in a graph. Results are bit-identical from run to run.
 #pragma once
 
+#include <optional>
 #include <tuple>
 
 #include "map_rows.h"
@@ -30,8 +32,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> splat_inp
                                                                                     const at::Tensor& ids,
                                                                                     bool with_copies);
 
-void splat_step_(at::Tensor values, at::Tensor moments, at::Tensor steps, const at::Tensor& ids, const at::Tensor& v_means,
-                 const at::Tensor& v_quats, const at::Tensor& v_scales, const at::Tensor& v_opacities,
+void splat_step_(at::Tensor values, at::Tensor moments, at::Tensor steps, const at::Tensor& ids,
+                 const std::optional<at::Tensor>& is_valid, const at::Tensor& v_means, const at::Tensor& v_quats, const at::Tensor& v_scales, const at::Tensor& v_opacities,
                  const at::Tensor& v_features, const at::Tensor& rates, double beta_1, double beta_2, double epsilon,
                  double max_scale, double v_excess, double least_weight, double relaxation, double min_weight);
 
@@ -66,6 +68,7 @@ PM_DEVICE inline void write_splat_input(const SplatInputs& in, int64_t i, int d,
 
 struct SplatStep {
   AdamRows adam;
+  const bool* is_valid;  // null = it is
   const float *means, *quats, *scales, *opacities, *features;  // gradients
   int num_features;
   float max_scale, v_excess, least_weight, relaxation, min_weight;

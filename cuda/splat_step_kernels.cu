@@ -29,6 +29,7 @@ __global__ void inputs_kernel(SplatInputs in, int32_t* error) {
 __global__ void step_kernel(SplatStep step, int32_t* error) {
   const int64_t i = ((int64_t)blockIdx.x * kThreads + threadIdx.x) / kLanes;
   const int d = threadIdx.x % kLanes;
+  if (step.is_valid != nullptr && !*step.is_valid) return;
   const bool is_there = i < step.adam.num_ids && d < kSplatWidth;
   const int64_t row = is_there ? step.adam.ids[i] : -1;
   const bool is_row = row >= 0 && row < step.adam.num_rows;

@@ -93,6 +93,7 @@ class ImageStep:
             moments,
             steps,
             rows,
+            traced.is_complete,
             v.means,
             v.quats,
             v.scales,

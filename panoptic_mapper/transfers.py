@@ -70,6 +70,10 @@ class AsyncHostCopy:
             self._event = torch.cuda.Event(blocking=True)
             self._event.record()
 
+    def is_done(self) -> bool:
+        """Whether the copy is made."""
+        return self._event is None or self._event.query()
+
     def wait(self) -> Tensor:
         """The copy, once it is made; of a tensor in host memory that tensor."""
         if self._event is not None:

@@ -36,11 +36,26 @@ def inputs(values: Tensor, ids: Tensor, with_copies: bool = True) -> tuple[Tenso
     return torch.ops.panoptic_mapper.splat_inputs(values, ids, with_copies)
 
 
-def step(rows: list[Tensor], ids: Tensor, v: list[Tensor], relaxation: float = RELAXATION) -> None:
+def step(
+    rows: list[Tensor], ids: Tensor, v: list[Tensor], relaxation: float = RELAXATION, is_valid: Tensor | None = None
+) -> None:
     ops.load()
     values, moments, steps, rates = rows
     torch.ops.panoptic_mapper.splat_step_(
-        values, moments, steps, ids, *v, rates, *BETAS, EPSILON, MAX_SCALE, V_EXCESS, LEAST, relaxation, MIN_WEIGHT
+        values,
+        moments,
+        steps,
+        ids,
+        is_valid,
+        *v,
+        rates,
+        *BETAS,
+        EPSILON,
+        MAX_SCALE,
+        V_EXCESS,
+        LEAST,
+        relaxation,
+        MIN_WEIGHT,
     )
 
 
@@ -98,6 +113,16 @@ def test_steps_are_those_of_the_oracle(V: int, relaxation: float, device: str) -
         )
 
 
+def test_a_step_that_is_not_valid_changes_nothing(device: str) -> None:
+    rows, ids, v = table(60, device), torch.arange(0, 60, 2, device=device), gradients(30, device)
+    before = [t.clone() for t in rows]
+    step(rows, ids, v, is_valid=torch.tensor([False], device=device))
+    assert all(torch.equal(a, b) for a, b in zip(rows, before, strict=True))
+    step(rows, ids, v, is_valid=torch.tensor([True], device=device))
+    step(before, ids, v)
+    assert all(torch.equal(a, b) for a, b in zip(rows, before, strict=True))
+
+
 def test_layouts_do_not_matter(device: str) -> None:
     rows, expected = table(60, device), table(60, device)
     ids, v = torch.arange(0, 60, 2, device=device), gradients(30, device)
@@ -145,7 +170,7 @@ def test_opcheck(device: str) -> None:
     numbers = (*BETAS, EPSILON, MAX_SCALE, V_EXCESS, LEAST, RELAXATION, MIN_WEIGHT)
     torch.library.opcheck(
         torch.ops.panoptic_mapper.splat_step_.default,
-        (values, moments, steps, ids, *gradients(2, device), rates, *numbers),
+        (values, moments, steps, ids, None, *gradients(2, device), rates, *numbers),
         test_utils=("test_schema", "test_faketensor"),
     )
 

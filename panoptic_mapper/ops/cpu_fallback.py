@@ -24,6 +24,7 @@ OPERATORS = (
     "splat_inputs",
     "image_losses",
     "tally_tiles",
+    "list_tiles",
 )
 ROW_OPERATORS = ("adam_rows_", "splat_step_")  # which change a table
 

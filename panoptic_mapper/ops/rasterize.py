@@ -35,6 +35,7 @@ def register() -> None:
         "list_gaussians": _list_fake,
         "blend": _blend_fake,
         "blend_backward": _blend_backward_fake,
+        "list_tiles": _list_tiles_fake,
         "tally_pairs": _tally_pairs_fake,
         "tally_tiles": _tally_tiles_fake,
         "splat": _splat_fake,
@@ -91,6 +92,13 @@ def _blend_fake(features: Tensor, *rest: Any) -> Tensor:
 
 def _blend_backward_fake(v_image: Tensor, tile_offsets: Tensor, isects: Tensor, slots: Tensor, *rest: Any) -> Tensor:
     return v_image.new_empty(slots.shape[0] - 1, v_image.shape[2])
+
+
+def _list_tiles_fake(
+    means2d: Tensor, radii: Tensor, depths: Tensor, width: int, height: int, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    offsets = radii.new_empty(1, -(-height // TILE) + 1, -(-width // TILE))
+    return offsets, radii.new_empty(capacity), radii.new_empty(1, dtype=torch.int64)
 
 
 def _tally_pairs_fake(tile_offsets: Tensor, isect_gaussians: Tensor, slot_offsets: Tensor, *rest: Any) -> Tensor:

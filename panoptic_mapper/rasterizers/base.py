@@ -71,6 +71,7 @@ class TracedView(Protocol):
     """
 
     view: ProjectedView | None  # the same for images of other values; None = the view has all rows
+    is_complete: Tensor | None  # [1] bool, False where not all that is to be seen could be drawn; None = all is
 
     def splat(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The image [H, W, D] of `features` [V, D], and its alpha [H, W].

@@ -52,6 +52,7 @@ class TracedCpuView:
     view: CpuView
     inputs: tuple[Tensor, ...]  # means, quats and scales of all Gaussians, and the pose
     camera: PinholeCamera
+    is_complete: None = None
 
     @torch.no_grad()
     def splat(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -15,12 +16,14 @@ from panoptic_mapper import ops
 from panoptic_mapper.frame import PinholeCamera
 from panoptic_mapper.rasterizers.base import BLUR_PX2, MIN_ALPHA, NEAR_M, Rendering, SplatGradients
 from panoptic_mapper.rasterizers.checks import check_gaussians, check_values, expected_depth
-from panoptic_mapper.transfers import to_device
+from panoptic_mapper.transfers import AsyncHostCopy, to_device
 
 TILE = 16  # pixels
 # More channels are splatted in parts, as gsplat's own `rasterization` does: the shared memory of its backward kernel
 # follows them. Within a part, `rasterize_to_pixels` pads to a number that it has a kernel for.
 MAX_CHANNELS = 32
+# Lists of bounded size have room for so many times the longest of the last ones, rounded up.
+ROOM, ROOM_STEP, LENGTHS_KEPT = 1.5, 1 << 16, 64
 NUM_CHANNELS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 32)  # for which its kernels are compiled, up to there
 
 
@@ -34,6 +37,35 @@ def _intrinsics(camera: PinholeCamera, device: torch.device) -> Tensor:
 def _num_tiles(camera: PinholeCamera) -> tuple[int, int]:
     """Along y and x."""
     return math.ceil(camera.height / TILE), math.ceil(camera.width / TILE)
+
+
+@lru_cache(maxsize=16)
+def _tile_masks(camera: PinholeCamera, device: torch.device) -> Tensor:
+    """Which tiles of lists of bounded size are of the image: [1, tiles_y + 1, tiles_x] bool; the last row is not."""
+    tiles_y, tiles_x = _num_tiles(camera)
+    masks = torch.ones(1, tiles_y + 1, tiles_x, dtype=torch.bool, device=device)
+    masks[:, -1].fill_(False)
+    return masks
+
+
+class ListRoom:
+    """How long lists of Gaussians by tiles may become, from how long they were, which the host learns later."""
+
+    def __init__(self) -> None:
+        self._noted: deque[AsyncHostCopy] = deque()
+        self._lengths: deque[int] = deque(maxlen=LENGTHS_KEPT)
+
+    def note(self, length: Tensor) -> None:
+        """Takes note of how long [1] a list was, or would have been."""
+        self._noted.append(AsyncHostCopy(length))
+
+    def capacity(self) -> int:
+        """The room for the next list; 0 where nothing is known."""
+        while self._noted and self._noted[0].is_done():
+            self._lengths.append(int(self._noted.popleft().wait()))
+        if not self._lengths:
+            return 0
+        return math.ceil(ROOM * max(self._lengths) / ROOM_STEP + 1) * ROOM_STEP
 
 
 @dataclass
@@ -105,6 +137,8 @@ class TracedGsplatView:
     batch_ids: Tensor | None  # [V]; None = of all
     camera_ids: Tensor | None  # [V]; None = of all
     radii: Tensor  # [V or N, 2] px, 0 = not visible
+    is_complete: Tensor | None = None
+    masks: Tensor | None = None  # [1, tiles_y, tiles_x] bool, tiles of the image; None = all are
 
     @property
     def view(self) -> GsplatView | None:
@@ -117,7 +151,7 @@ class TracedGsplatView:
         size = (v.camera.width, v.camera.height)
         if v.isect_gaussians.shape[0] == 0:  # gsplat has no path for nothing to draw
             return features.new_zeros(*size[::-1], self._num_features), features.new_zeros(size[::-1])
-        self._splatted = (v.means2d, v.conics, _padded(features), v.opacities, None, None, *size, TILE)
+        self._splatted = (v.means2d, v.conics, _padded(features), v.opacities, None, self.masks, *size, TILE)
         lists = (v.tile_offsets, v.isect_gaussians)
         image, self._alpha, self._last = self.kernels.rasterize_to_pixels_3dgs_fwd(*self._splatted, *lists)
         return image[0, ..., : self._num_features], self._alpha[0, ..., 0]
@@ -190,6 +224,7 @@ class GsplatRasterizer:
 
     def __init__(self) -> None:
         self._gsplat = importlib.import_module("gsplat")
+        self._room = ListRoom()
 
     def project(
         self,
@@ -215,10 +250,14 @@ class GsplatRasterizer:
         with_view: bool,
     ) -> TracedGsplatView:
         check_gaussians(means, quats, scales, opacities, T_camera_map, device_type="cuda", dtype=torch.float32)
-        project = self._project if with_view else self._project_all
-        view, *rest = project(means, quats, scales, opacities, T_camera_map, camera)
-        kernels = importlib.import_module("gsplat.cuda._backend")._C
-        return TracedGsplatView(kernels, view, (means, quats, scales), T_camera_map, *rest)
+        if not with_view and means.shape[0] > 0:
+            return self._trace_all(means, quats, scales, opacities, T_camera_map, camera)
+        view, *rest = self._project(means, quats, scales, opacities, T_camera_map, camera)
+        return TracedGsplatView(self._kernels, view, (means, quats, scales), T_camera_map, *rest)
+
+    @property
+    def _kernels(self) -> ModuleType:
+        return importlib.import_module("gsplat.cuda._backend")._C
 
     def _project(
         self,
@@ -253,7 +292,7 @@ class GsplatRasterizer:
         view = GsplatView(self._gsplat, visible, means2d, depths, conics, opacities[visible], *lists, camera)
         return view, batch_ids, camera_ids, radii
 
-    def _project_all(
+    def _trace_all(
         self,
         means: Tensor,
         quats: Tensor,
@@ -261,11 +300,8 @@ class GsplatRasterizer:
         opacities: Tensor,
         T_camera_map: Tensor,
         camera: PinholeCamera,
-    ) -> tuple[GsplatView, None, None, Tensor]:
-        """The view of all Gaussians, whose `visible` says nothing, and their radii; the host does not wait for it."""
-        if means.shape[0] == 0:
-            view, _, _, radii = self._project(means, quats, scales, opacities, T_camera_map, camera)
-            return view, None, None, radii
+    ) -> TracedGsplatView:
+        """The view of all Gaussians, for which the host does not wait, but for the first one."""
         radii, means2d, depths, conics, _ = self._gsplat.fully_fused_projection(
             means,
             None,
@@ -279,9 +315,23 @@ class GsplatRasterizer:
             near_plane=NEAR_M,
             opacities=opacities,
         )
-        lists = self._lists(means2d, radii, depths, camera)
-        view = GsplatView(self._gsplat, lists[1][:0], means2d[0], depths[0], conics[0], opacities, *lists, camera)
-        return view, None, None, radii[0]
+        is_complete, masks = None, None
+        capacity = self._room.capacity()
+        if capacity == 0:
+            offsets, gaussians = self._lists(means2d, radii, depths, camera)
+            self._room.note(torch.tensor([len(gaussians)]))
+        else:
+            ops.load()
+            splats = (means2d[0], radii[0], depths[0], camera.width, camera.height)
+            offsets, gaussians, length = torch.ops.panoptic_mapper.list_tiles(*splats, capacity)
+            self._room.note(length)
+            is_complete, masks = length <= capacity, _tile_masks(camera, means.device)
+        no_rows = gaussians[:0].long()
+        view = GsplatView(
+            self._gsplat, no_rows, means2d[0], depths[0], conics[0], opacities, offsets, gaussians, camera
+        )
+        inputs = (means, quats, scales)
+        return TracedGsplatView(self._kernels, view, inputs, T_camera_map, None, None, radii[0], is_complete, masks)
 
     @torch.no_grad()
     def _lists(
