@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -77,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> list_tiles(const Tensor& means2d, const Tenso
     const Tensor ends = at::cumsum(counts, 0);
     const Tensor keys = at::empty({capacity}, longs), listed = at::empty({capacity}, ints);
     launch_list_tiles(lists, ends.const_data_ptr<int64_t>() + 1, keys.data_ptr<int64_t>(), listed.data_ptr<int32_t>(), index);
-    const auto [sorted_keys, order] = at::sort(keys, /*stable=*/true, /*dim=*/0);
+    const auto [sorted_keys, order] = at::sort(keys, std::optional<bool>(true), /*dim=*/0, /*descending=*/false);
     launch_tile_offsets(lists, sorted_keys.const_data_ptr<int64_t>(), offsets.data_ptr<int32_t>(), index);
     return {offsets, listed.index_select(0, order), ends.narrow(0, V, 1)};
   }
