@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> list_tiles(const Tensor& means2d, const Tenso
     launch_list_tiles(lists, ends.const_data_ptr<int64_t>() + 1, keys.data_ptr<int64_t>(), listed.data_ptr<int32_t>(), index);
     const auto [sorted_keys, order] = at::sort(keys, std::optional<bool>(true), /*dim=*/0, /*descending=*/false);
     launch_tile_offsets(lists, sorted_keys.const_data_ptr<int64_t>(), offsets.data_ptr<int32_t>(), index);
-    return {offsets, listed.index_select(0, order), ends.narrow(0, V, 1)};
+    return {offsets, listed.index_select(0, order), ends.narrow(0, V, 1).clone()};
   }
 #endif
   const Tensor gaussians = at::empty({capacity}, ints), count = at::empty({1}, longs);

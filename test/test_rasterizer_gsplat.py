@@ -45,6 +45,7 @@ def test_gsplat_equals_twin(name: str) -> None:
 
 
 @cache
+@torch.enable_grad()
 def mappers(base: str) -> tuple[PanopticMapper, PanopticMapper]:
     """The same map on the CPU and on the GPU; not to be changed."""
     here = mapped(room_frames(), f"gaussians.base={base}")
