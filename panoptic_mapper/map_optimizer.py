@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,8 @@ class MapOptimizer:
         if isinstance(map.rasterizer, TracingRasterizer) and map.gaussians.config.base == "3dgs":
             self._image_step = ImageStep(map.gaussians, map.rasterizer, weights, density, config.color_relaxation)
         self._head_adam = torch.optim.Adam(map.head.parameters(), lr=config.head_lr, fused=True)
-        self._prepared: dict[int, Candidates] = {}  # of keyframes, by id, in the map of that revision
+        # Of keyframes, by id, their poses and what they may see, in the map of that revision.
+        self._prepared: dict[int, tuple[np.ndarray, Candidates]] = {}
         self._prepared_revision = -1
         self.num_steps = 0  # that were taken
 
@@ -109,7 +111,7 @@ class MapOptimizer:
         if taken is None:
             return
         self.losses |= taken.terms
-        if not with_labels or taken.view is None:
+        if not with_labels or taken.view is None or len(taken.view.visible) == 0:
             return
         view = MapView(self.map, Rows(ids, {"means": taken.means}), taken.view, keyframe.camera, T_camera_map)
         labels, terms = self._label_terms(keyframe, view, taken.rendering, neighbours)
@@ -175,11 +177,15 @@ class MapOptimizer:
 
         That holds while there are the same Gaussians; how little they move meanwhile is within the frustum's margin.
         """
-        if self._prepared_revision == self.map.gaussians.revision and all(k.id in self._prepared for k in keyframes):
+        if self._prepared_revision == self.map.gaussians.revision and all(map(self._is_prepared, keyframes)):
             return
         found = self.map.candidates([(k.camera, k.T_map_camera, self._limits(k)) for k in keyframes])
-        self._prepared = {keyframe.id: candidates for keyframe, candidates in zip(keyframes, found, strict=True)}
+        self._prepared = {k.id: (k.T_map_camera, candidates) for k, candidates in zip(keyframes, found, strict=True)}
         self._prepared_revision = self.map.gaussians.revision
+
+    def _is_prepared(self, keyframe: Keyframe) -> bool:
+        """Whether what it may see is known from where it is now."""
+        return keyframe.id in self._prepared and self._prepared[keyframe.id][0] is keyframe.T_map_camera
 
     def view_of(self, keyframe: Keyframe) -> MapView:
         """What a keyframe sees of the map; with `skip_hidden`, without what its depth says to be hidden."""
@@ -187,7 +193,7 @@ class MapOptimizer:
 
     def _candidates_of(self, keyframe: Keyframe) -> Candidates:
         self.prepare([keyframe])
-        return self._prepared[keyframe.id]
+        return self._prepared[keyframe.id][1]
 
     def _limits(self, keyframe: Keyframe) -> Tensor | None:
         return keyframe.depth_limits if self.config.skip_hidden else None

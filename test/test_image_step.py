@@ -103,6 +103,9 @@ def test_nothing_in_view_changes_nothing() -> None:
     assert step(keyframe, nothing, torch.eye(4)) is None
     away = np.diag([-1.0, 1.0, -1.0, 1.0])  # looks the other way
     assert step(keyframe, torch.arange(len(gaussians)), torch.tensor(away, dtype=torch.float32)) is not None
+    keyframe.T_map_camera = away
+    for with_labels in (False, True):
+        mapper.optimizer.step(keyframe, with_labels=with_labels)
     assert torch.equal(gaussians["means"], before)
 
 
