@@ -7,7 +7,8 @@ import torch
 from small_room import CAMERA, SPACE, PassOn, gaussian_columns, make_mapper, opaque_wall
 
 from panoptic_mapper.panoptic_map import MapView
-from panoptic_mapper.seen_counter import ERROR_SCALE, MIN_SEEN_PX, RELAXED_PX, SeenCounter
+from panoptic_mapper.rasterizers.base import Rendering
+from panoptic_mapper.seen_counter import COUNT_WEIGHT, ERROR_SCALE, MIN_SEEN_PX, RELAXED_PX, SeenCounter
 
 
 def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **columns: torch.Tensor) -> MapView:
@@ -21,8 +22,16 @@ def view_of(means: torch.Tensor, T_map_camera: np.ndarray | None = None, **colum
 def seen_of(view: MapView) -> torch.Tensor:
     """What the counter finds beside a loss that has gradients of its own."""
     counter = SeenCounter(view)
-    (view.render(counter).color.square().mean() + counter.term).backward()
+    rendering = view.render(counter)
+    (rendering.color.square().mean() + counting_term(counter, rendering)).backward()
     return counter.seen()
+
+
+def counting_term(counter: SeenCounter, rendering: Rendering, errors: torch.Tensor | None = None) -> torch.Tensor:
+    """The term of `image_loss` by which Gaussians are counted, and the one that sends them errors [H, W, 3]."""
+    _, ones, copies, _ = counter.image(rendering).split([3, 1, 0 if errors is None else 3, 1], dim=-1)
+    term = COUNT_WEIGHT * (ones[..., 0] - rendering.alpha).mean()
+    return term if errors is None else term + (copies * ERROR_SCALE * errors).sum()
 
 
 def test_what_is_behind_a_wall_is_projected_but_not_seen() -> None:
@@ -52,7 +61,8 @@ def test_counting_is_that_of_blended_weights_and_moves_nothing() -> None:
         view = view_of(torch.tensor([[0.1, 0.1, 1.0], [0.1, 0.1, 3.0]]))
         counter = SeenCounter(view)
         rendering = view.render(counter if is_counted else None)
-        (rendering.color.square().mean() + counter.term).backward()
+        loss = rendering.color.square().mean()
+        (loss + counting_term(counter, rendering) if is_counted else loss).backward()
         ones = torch.ones(len(view.visible_ids), 1, requires_grad=True)
         (total_px,) = torch.autograd.grad(view.projection.blend(ones).sum(), ones)
         gradients = [view.gaussians.gradient(name) for name in view.gaussians.columns]
@@ -74,8 +84,8 @@ def test_colours_follow_the_mean_error_of_their_pixels_and_nothing_else_moves() 
     steps = 0.4 * colors.grad / ones.grad.clamp_min(RELAXED_PX)
 
     counter = SeenCounter(view, with_errors=True)
-    loss = view.render(counter).color.square().mean() + counter.term
-    torch.autograd.backward([loss, counter.copied], [None, ERROR_SCALE * errors])
+    rendering = view.render(counter)
+    (rendering.color.square().mean() + counting_term(counter, rendering, errors)).backward()
     counter.relax_colors(0.4)
     after = view.map.gaussians["colors"]
     torch.testing.assert_close(after[view.visible_ids] - before[view.visible_ids], steps, rtol=1e-3, atol=1e-5)
@@ -95,6 +105,7 @@ def test_without_errors_no_colour_follows() -> None:
     view = view_of(torch.tensor([[0.1, 0.1, 1.0]]))
     before = view.map.gaussians["colors"].clone()
     counter = SeenCounter(view)
-    (view.render(counter).color.square().mean() + counter.term).backward()
+    rendering = view.render(counter)
+    (rendering.color.square().mean() + counting_term(counter, rendering)).backward()
     counter.relax_colors(1.0)
     assert torch.equal(view.map.gaussians["colors"], before)
